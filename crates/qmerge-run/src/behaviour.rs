@@ -10,7 +10,7 @@ use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Behaviour;
 
-use crate::calibrate::{Amount, PRECISION, together, write};
+use crate::calibrate::{Amount, PRECISION, Sequence, Writing, together};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::linear::Precision;
 use crate::model::{Model, Options};
@@ -51,17 +51,24 @@ impl Held {
     pub fn own_text(model: &Model<'_>, beginnings: &Beginnings, seed: u64, memory: Option<u64>) -> Result<Self> {
         let numbers: Vec<usize> = Self::numbers(model).collect();
         let length = Amount::Usual.length(model, beginnings);
-        write(model, (&numbers, length), beginnings, seed, together(model, beginnings, memory))
-            .map(|sequences| Self::written(sequences, beginnings, seed))
+        let together = together(model, beginnings, memory);
+        let writing = Writing { model, beginnings, length, seed, together };
+        Ok(Self::written(writing.write(&numbers)?, beginnings, seed))
     }
 
     /// Text that a model has written.
-    pub(crate) fn written(sequences: Vec<Vec<u32>>, beginnings: &Beginnings, seed: u64) -> Self {
-        let given = beginnings.chat.len();
-        let written = sequences.iter().map(|sequence| sequence.len().saturating_sub(given)).min().unwrap_or(0);
-        let from = given + BEGINNING.min(written / 4);
+    pub(crate) fn written(sequences: Vec<Sequence>, beginnings: &Beginnings, seed: u64) -> Self {
+        let sequences: Vec<Vec<u32>> = sequences.into_iter().map(|sequence| sequence.tokens).collect();
+        let from = judged_from(sequences.iter().map(Vec::len), beginnings);
         Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
+}
+
+/// Tokens at the beginning of sequences so long, which a model has written, whose continuation says little.
+pub(crate) fn judged_from(lengths: impl Iterator<Item = usize>, beginnings: &Beginnings) -> usize {
+    let given = beginnings.chat.len();
+    let written = lengths.map(|length| length.saturating_sub(given)).min().unwrap_or(0);
+    given + BEGINNING.min(written / 4)
 }
 
 /// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.

@@ -97,18 +97,18 @@ impl<'a> Layer<'a> {
             None => {
                 self.blocks(x, tokens, pass, state, watch)?;
                 if let Some(gate) = &self.per_layer {
-                    let through = gate.forward(x, part, tokens, pass.precision, watch)?;
+                    let through = gate.forward(x, part, tokens, pass.manner, watch)?;
                     x.iter_mut().zip(through).for_each(|(x, y)| *x += y);
                 }
             }
             Some(altered) => {
-                altered.predict(x, tokens, pass.precision)?;
+                altered.predict(x, tokens, pass.manner)?;
                 let mut became = x[altered.active(tokens)].to_vec();
                 self.blocks(&mut became, tokens, pass, state, watch)?;
-                altered.correct(x, &became, tokens, pass.precision)?;
+                altered.correct(x, &became, tokens, pass.manner)?;
                 if let Some(gate) = &self.per_layer {
                     let seen = altered.seen(x, tokens);
-                    let through = gate.forward(&seen, part, tokens, pass.precision, watch)?;
+                    let through = gate.forward(&seen, part, tokens, pass.manner, watch)?;
                     // The first stream goes on as it is.
                     for x in x.chunks_exact_mut(through.len().max(1)).skip(1) {
                         x.iter_mut().zip(&through).for_each(|(x, y)| *x += y);
@@ -135,7 +135,7 @@ impl<'a> Layer<'a> {
         if self.order == Order::ParallelOneNorm {
             let [mut mixed, mut y] = {
                 let input = normalized(&self.mixer_in, x, tokens);
-                let input = Input::new(&input, hidden, pass.precision);
+                let input = Input::new(&input, hidden, pass.manner);
                 let mut first = Together { watch, others: names(self.feed_forward.as_ref()) };
                 let mixed = self.mixer.forward(&input, pass, state, &mut first)?;
                 let mut second = AfterFirst { watch: first.watch, seen: false };
@@ -147,7 +147,7 @@ impl<'a> Layer<'a> {
         }
         let (mut mixed, around) = {
             let input = normalized(&self.mixer_in, x, tokens);
-            let input = Input::new(&input, hidden, pass.precision);
+            let input = Input::new(&input, hidden, pass.manner);
             let around = self.laurel.as_ref().map(|laurel| laurel.forward(&input, watch)).transpose()?;
             (self.mixer.forward(&input, pass, state, watch)?, around)
         };
@@ -160,7 +160,7 @@ impl<'a> Layer<'a> {
         }
         let mut y = {
             let input = normalized(&self.feed_forward_in, x, tokens);
-            self.feed_forward.forward(&Input::new(&input, hidden, pass.precision), watch)?
+            self.feed_forward.forward(&Input::new(&input, hidden, pass.manner), watch)?
         };
         if self.order == Order::Parallel {
             self.add(x, &mut mixed, &self.mixer_out, tokens);

@@ -70,7 +70,7 @@ pub fn needs(
         together,
         before: match text {
             Some(_) => 0,
-            None => calibrate::writing_work(model, PRECISION, (sequences, amount.length(model, beginnings)), together),
+            None => calibrate::showing_work(model, PRECISION, (sequences, amount.length(model, beginnings)), together),
         },
     }
 }

@@ -11,7 +11,7 @@ use qmerge::round::LayerInputs;
 
 use crate::activation::softcap;
 use crate::layer::Layer;
-use crate::linear::{Input, Linear, Precision, Unwatched, Watch};
+use crate::linear::{Input, Linear, Manner, Precision, Unwatched, Watch};
 use crate::mixer::{Pass, Sequence, State};
 use crate::norm::Normalize;
 use crate::per_layer::PerLayer;
@@ -58,7 +58,7 @@ pub struct Cache {
     sequences: usize,
     len: usize,
     capacity: usize,
-    precision: Precision,
+    manner: Manner,
 }
 
 impl Cache {
@@ -70,12 +70,12 @@ impl Cache {
     /// Room for `capacity` positions of each of several sequences.
     pub fn of_several(model: &Model<'_>, sequences: usize, capacity: usize) -> Self {
         let states = model.layers.iter().map(|_| State::empty()).collect();
-        Self { states, sequences: sequences.max(1), len: 0, capacity, precision: Precision::Full }
+        Self { states, sequences: sequences.max(1), len: 0, capacity, manner: Manner::default() }
     }
 
-    /// For passes that need to be no more exact than this.
-    pub(crate) fn at(self, precision: Precision) -> Self {
-        Self { precision, ..self }
+    /// For passes that are run so.
+    pub(crate) fn at(self, manner: impl Into<Manner>) -> Self {
+        Self { manner: manner.into(), ..self }
     }
 
     /// Positions so far.
@@ -304,8 +304,8 @@ impl<'a> Model<'a> {
     ) -> Result<Vec<f32>> {
         let spec = &self.spec;
         self.check(tokens, &sequences)?;
-        let precision = cache.as_ref().map_or(watch.precision(), |cache| cache.precision);
-        let pass = Pass::new(sequences, &spec.ropes, cache.as_ref().map_or(0, |cache| cache.capacity), precision);
+        let manner = cache.as_ref().map_or(watch.manner(), |cache| cache.manner);
+        let pass = Pass::new(sequences, &spec.ropes, cache.as_ref().map_or(0, |cache| cache.capacity), manner);
         let count = tokens.len();
         let mut x = self.embed.lookup(tokens)?;
         if spec.embed_scale != 1.0 {
@@ -315,9 +315,9 @@ impl<'a> Model<'a> {
             let numbers: Vec<u32> = pass.positions().map(|position| position as u32).collect();
             x.iter_mut().zip(positions.lookup(&numbers)?).for_each(|(x, p)| *x += p);
         }
-        let parts = self.per_layer.as_ref().map(|own| own.of(tokens, &x, precision)).transpose()?.unwrap_or_default();
+        let parts = self.per_layer.as_ref().map(|own| own.of(tokens, &x, manner)).transpose()?.unwrap_or_default();
         if let Some(streams) = &self.streams {
-            x = streams.spread(x, count, precision)?;
+            x = streams.spread(x, count, manner)?;
         }
         let seen = pass.seen();
         for (number, layer) in self.layers.iter().enumerate() {
@@ -327,15 +327,16 @@ impl<'a> Model<'a> {
             let state = cache.as_deref_mut().map(|cache| &mut cache.states[number]);
             let part = self.per_layer.as_ref().map_or(0..0, |own| own.part(number, count));
             layer.forward(&mut x, &parts[part], count, &pass, state, watch)?;
-            self.advanced(precision.work(layer.work(count, seen)));
+            self.advanced(manner.precision.work(layer.work(count, seen)));
             if watch.layer()?.is_break() {
-                let left = self.layers[number + 1..].iter().map(|layer| precision.work(layer.work(count, seen))).sum();
+                let left =
+                    self.layers[number + 1..].iter().map(|layer| manner.precision.work(layer.work(count, seen))).sum();
                 self.progress.iter().for_each(|progress| progress.skip(left));
                 break;
             }
         }
         if let Some(streams) = &self.streams {
-            x = streams.joined(x, count, precision)?;
+            x = streams.joined(x, count, manner)?;
         }
         self.norm.apply(&mut x, count);
         Ok(x)
@@ -364,13 +365,13 @@ impl<'a> Model<'a> {
     /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens), into a buffer that callers use again: they may take much memory, which costs time
     /// where it is fresh.
     pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>, logits: &mut Vec<f32>) -> Result<()> {
-        self.logits_at(Precision::Full, hidden, columns, logits)
+        self.logits_at(Manner::default(), hidden, columns, logits)
     }
 
-    /// The same, as exact as is said.
+    /// The same, in the manner that is said.
     pub(crate) fn logits_at(
         &self,
-        precision: Precision,
+        manner: Manner,
         hidden: &[f32],
         columns: std::ops::Range<usize>,
         logits: &mut Vec<f32>,
@@ -380,7 +381,7 @@ impl<'a> Model<'a> {
         let head = self.head.as_ref().unwrap_or(&self.embed);
         logits.clear();
         logits.resize(head.outputs() * columns.len(), 0.0);
-        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden, precision), logits))?;
+        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden, manner), logits))?;
         for (row, bias) in logits.chunks_exact_mut(columns.len().max(1)).zip(self.bias.iter().flatten()) {
             row.iter_mut().for_each(|x| *x += bias);
         }
@@ -390,7 +391,7 @@ impl<'a> Model<'a> {
         if let Some(cap) = self.spec.logit_cap {
             softcap(logits, cap);
         }
-        self.advanced(self.logits_work(precision, columns.len()));
+        self.advanced(self.logits_work(manner.precision, columns.len()));
         Ok(())
     }
 }

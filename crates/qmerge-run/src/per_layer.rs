@@ -5,7 +5,7 @@ use qmerge::error::Result;
 
 use crate::activation::activate;
 use crate::layer::Visit;
-use crate::linear::{Input, Linear, Precision, Watch};
+use crate::linear::{Input, Linear, Manner, Watch};
 use crate::norm::Normalize;
 use crate::tensors::Tensors;
 
@@ -39,9 +39,9 @@ impl<'a> PerLayer<'a> {
     }
 
     /// (layers · width, tokens), from the tokens and their embeddings (hidden, tokens).
-    pub(crate) fn of(&self, tokens: &[u32], embeddings: &[f32], precision: Precision) -> Result<Vec<f32>> {
+    pub(crate) fn of(&self, tokens: &[u32], embeddings: &[f32], manner: Manner) -> Result<Vec<f32>> {
         let hidden = self.matrix.inputs();
-        let mut of_stream = self.matrix.forward(&Input::new(embeddings, hidden, precision))?;
+        let mut of_stream = self.matrix.forward(&Input::new(embeddings, hidden, manner))?;
         let root = 1.0 / (hidden as f32).sqrt();
         of_stream.iter_mut().for_each(|x| *x *= root);
         self.norm.apply(&mut of_stream, tokens.len());
@@ -105,17 +105,17 @@ impl<'a> Gate<'a> {
         x: &[f32],
         part: &[f32],
         tokens: usize,
-        precision: Precision,
+        manner: Manner,
         watch: &mut dyn Watch,
     ) -> Result<Vec<f32>> {
         let mut inner = {
-            let input = Input::new(x, self.gate.inputs(), precision);
+            let input = Input::new(x, self.gate.inputs(), manner);
             Linear::show(std::slice::from_ref(&self.gate), &input, watch)?;
             self.gate.forward(&input)?
         };
         activate(self.activation, &mut inner);
         inner.iter_mut().zip(part).for_each(|(x, own)| *x *= own);
-        let input = Input::new(&inner, self.out.inputs(), precision);
+        let input = Input::new(&inner, self.out.inputs(), manner);
         Linear::show(std::slice::from_ref(&self.out), &input, watch)?;
         let mut y = self.out.forward(&input)?;
         self.norm.apply(&mut y, tokens);

@@ -5,7 +5,7 @@ use qmerge::error::Result;
 use qmerge::simd::tanh::tanh;
 
 use crate::layer::Visit;
-use crate::linear::{Input, Linear, Precision, Watch};
+use crate::linear::{Input, Linear, Manner, Watch};
 use crate::norm::Normalize;
 use crate::tensors::Tensors;
 
@@ -37,9 +37,9 @@ impl<'a> Streams<'a> {
     }
 
     /// All streams, one behind the other, of the first, `x` (hidden, tokens).
-    pub(crate) fn spread(&self, mut x: Vec<f32>, tokens: usize, precision: Precision) -> Result<Vec<f32>> {
+    pub(crate) fn spread(&self, mut x: Vec<f32>, tokens: usize, manner: Manner) -> Result<Vec<f32>> {
         let first = x.clone();
-        let input = Input::new(&first, self.hidden, precision);
+        let input = Input::new(&first, self.hidden, manner);
         for linear in &self.others {
             x.extend(self.as_strong(linear.forward(&input)?, &first, tokens));
         }
@@ -47,11 +47,11 @@ impl<'a> Streams<'a> {
     }
 
     /// What becomes of all of them: (hidden, tokens).
-    pub(crate) fn joined(&self, mut x: Vec<f32>, tokens: usize, precision: Precision) -> Result<Vec<f32>> {
+    pub(crate) fn joined(&self, mut x: Vec<f32>, tokens: usize, manner: Manner) -> Result<Vec<f32>> {
         let others = x.split_off(self.hidden * tokens);
         let first = x.clone();
         for (linear, other) in self.back.iter().zip(others.chunks_exact((self.hidden * tokens).max(1))) {
-            let other = linear.forward(&Input::new(other, self.hidden, precision))?;
+            let other = linear.forward(&Input::new(other, self.hidden, manner))?;
             x.iter_mut().zip(self.as_strong(other, &first, tokens)).for_each(|(x, other)| *x += other);
         }
         let count = (1 + self.back.len()) as f32;
@@ -122,19 +122,19 @@ impl<'a> Altered<'a> {
     }
 
     /// What the router says of a stream: (streams, tokens).
-    fn routed(&self, x: &[f32], tokens: usize, precision: Precision) -> Result<Vec<f32>> {
+    fn routed(&self, x: &[f32], tokens: usize, manner: Manner) -> Result<Vec<f32>> {
         let mut x = self.norm.applied(x, tokens);
         x.iter_mut().for_each(|x| *x /= self.hidden as f32);
-        let mut routed = self.router.forward(&Input::new(&x, self.hidden, precision))?;
+        let mut routed = self.router.forward(&Input::new(&x, self.hidden, manner))?;
         tanh(&mut routed);
         Ok(routed)
     }
 
     /// Puts what streams are predicted to be in their place.
-    pub(crate) fn predict(&self, x: &mut [f32], tokens: usize, precision: Precision) -> Result<()> {
+    pub(crate) fn predict(&self, x: &mut [f32], tokens: usize, manner: Manner) -> Result<()> {
         let (count, size) = (self.router.outputs(), self.hidden * tokens);
-        let routed = self.routed(&x[self.active(tokens)], tokens, precision)?;
-        let coefficients = self.predictions.forward(&Input::new(&routed, count, precision))?;
+        let routed = self.routed(&x[self.active(tokens)], tokens, manner)?;
+        let coefficients = self.predictions.forward(&Input::new(&routed, count, manner))?;
         let before = x.to_vec();
         for (to, x) in x.chunks_exact_mut(size.max(1)).enumerate() {
             for (from, before) in before.chunks_exact(size.max(1)).enumerate() {
@@ -146,10 +146,10 @@ impl<'a> Altered<'a> {
     }
 
     /// Corrects predictions by what became of the active one.
-    pub(crate) fn correct(&self, x: &mut [f32], became: &[f32], tokens: usize, precision: Precision) -> Result<()> {
+    pub(crate) fn correct(&self, x: &mut [f32], became: &[f32], tokens: usize, manner: Manner) -> Result<()> {
         let (count, size) = (self.router.outputs(), self.hidden * tokens);
-        let routed = self.routed(became, tokens, precision)?;
-        let mut coefficients = self.corrections.forward(&Input::new(&routed, count, precision))?;
+        let routed = self.routed(became, tokens, manner)?;
+        let mut coefficients = self.corrections.forward(&Input::new(&routed, count, manner))?;
         coefficients.iter_mut().for_each(|x| *x += 1.0);
         let new: Vec<f32> = became.iter().zip(&x[self.active(tokens)]).map(|(became, x)| became - x).collect();
         for (x, own) in x.chunks_exact_mut(size.max(1)).zip(coefficients.chunks_exact(tokens.max(1))) {

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 from ._command import Path
 from ._errors import UsageError
 from ._moments import SIZES, Moments, features, is_encoder_decoder, marks, refuse_existing, targets, torch, write
+from ._own import OwnText, can_write, device_of
 from ._results import Calibration
 
 __all__ = ["FILE_NAME", "MomentsCallback", "calibrate"]
@@ -31,9 +32,6 @@ Text = Union[str, Sequence[int], "dict[str, Any]"]
 
 WINDOW = 256
 """Most tokens of a sequence, as `qmerge calibrate` cuts a text."""
-
-OWN, LENGTH = 64, 48
-"""Sequences that a model writes itself, and their length, as `qmerge merge` has them."""
 
 
 def calibrate(
@@ -60,7 +58,8 @@ def calibrate(
     Args:
         model: any torch module that is called as transformers' models are.
         texts: like what the adapter is for: strings, lists of token ids, or dictionaries that the model is called with (padding is left out by their
-            `attention_mask`). None: the model writes 64 sequences itself, at temperature 1.
+            `attention_mask`). None: the model writes 64 sequences itself, at temperature 1, with a LoRA that hardly shows in these
+            made stronger while it writes.
         out: the `.safetensors` file to write.
         tokenizer: for strings; by default that of the folder or hub id that the model was loaded from. Each sequence begins as it begins texts.
         window: most tokens of a sequence: longer strings are cut into several.
@@ -81,8 +80,9 @@ def calibrate(
     model.eval()
     try:
         if texts is None:
-            sequences: list[Any] = _write_own(model, tokenizer, seed)
-            source = f"that the model wrote (seed {seed})"
+            own = OwnText(model, _beginning(model, tokenizer) if can_write(model) else [], seed)
+            sequences: list[Any] = own.sequences
+            source = f"that the model wrote (seed {seed}{own.with_adapter})"
         else:
             sequences = _spread(list(_sequences(model, texts, tokenizer, window)), max_sequences)
             source = f"in {len(sequences)} sequences"
@@ -184,7 +184,7 @@ def _windows(tokenizer: Any, text: str, window: int) -> Iterator[list[int]]:
 
 def _call(model: Any, sequence: Any) -> None:
     lib = torch()
-    place = _device_of(model)
+    place = device_of(model)
     if hasattr(sequence, "items"):
         moved = {name: value.to(place) if isinstance(value, lib.Tensor) else value for name, value in sequence.items()}
         # An encoder-decoder makes the decoder's input of them; of others they would only cost a loss.
@@ -195,66 +195,12 @@ def _call(model: Any, sequence: Any) -> None:
         model(input_ids=lib.tensor([sequence], device=place))
 
 
-def _embedding_of(model: Any) -> Any:
-    """The table of token embeddings; None of a model without one, as of images."""
-    try:
-        embed = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return embed if getattr(getattr(embed, "weight", None), "ndim", 0) == 2 else None
-
-
-def _device_of(model: Any) -> Any:
-    weight = getattr(_embedding_of(model), "weight", None)
-    return next(model.parameters()).device if weight is None or weight.device.type == "meta" else weight.device
-
-
-def can_write(model: Any) -> bool:
-    """True of a decoder that writes text from tokens alone."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not callable(getattr(inner, "generate", None)) or is_encoder_decoder(inner):
-        return False
-    says = getattr(inner, "can_generate", None)
-    return (says is None or bool(says())) and _embedding_of(inner) is not None
-
-
 def _beginning(model: Any, tokenizer: Any) -> list[int]:
     """What the tokenizer begins texts with; nothing where there is none to ask."""
     try:
         return _split(tokenizer or _tokenizer_of(model), "a")[0]
     except Exception:  # noqa: BLE001 (a tokenizer that cannot be had is no reason not to write)
         return []
-
-
-def _write_own(model: Any, tokenizer: Any, seed: int) -> list[list[int]]:
-    """Sequences that begin as the tokenizer begins texts, or else with random first tokens."""
-    if not can_write(model):
-        raise UsageError("the model writes no text by itself: pass texts")
-    lib = torch()
-    vocab, place = _embedding_of(model).weight.shape[0], _device_of(model)
-    begin = _beginning(model, tokenizer)
-    with lib.random.fork_rng(), lib.no_grad():
-        lib.manual_seed(seed)
-        first = lib.tensor([begin] * OWN) if begin else lib.randint(0, vocab, (OWN, 1))
-        first = first.to(place)
-        more = LENGTH - first.shape[1]
-        # By the model's own probabilities, whatever its generation_config says.
-        written = model.generate(
-            input_ids=first,
-            attention_mask=lib.ones_like(first),
-            do_sample=True,
-            num_beams=1,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            typical_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_new_tokens=more,
-            max_new_tokens=more,
-            pad_token_id=0,
-        )
-    return [list(map(int, row)) for row in written.tolist()]
 
 
 class _MomentsCallback:

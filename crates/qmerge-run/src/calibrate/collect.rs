@@ -9,7 +9,7 @@ use qmerge::round::{Detail, Known, Take};
 use super::moments::second_moments;
 use super::overflow::OVERFLOWS;
 use super::{PRECISION, SHOWN};
-use crate::linear::{Input, Precision, Watch};
+use crate::linear::{Input, Manner, Watch};
 use crate::model::weight_name;
 use crate::work;
 
@@ -53,8 +53,8 @@ impl Watch for Collector<'_> {
         true
     }
 
-    fn precision(&self) -> Precision {
-        PRECISION
+    fn manner(&self) -> Manner {
+        PRECISION.into()
     }
 
     fn least(&self) -> usize {

@@ -3,6 +3,7 @@
 mod collect;
 mod moments;
 mod overflow;
+mod strength;
 mod written;
 
 use std::collections::HashSet;
@@ -23,7 +24,8 @@ use crate::text::Beginnings;
 use crate::work;
 use collect::Collector;
 use overflow::blame;
-pub(crate) use written::{together, write, writing_work};
+use written::Written;
+pub(crate) use written::{Sequence, Writing, showing_work, together};
 
 /// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
 pub(crate) const PRECISION: Precision = Precision::Bf16;
@@ -80,7 +82,7 @@ impl Amount {
                 let full = Precision::Full;
                 let tokens = usual * length;
                 let read = model.pass_work(full, tokens, length.div_ceil(2)) + moments_work(model, full, tokens);
-                let written = if text.is_none() { writing_work(model, full, (usual, length), SEQUENCES) } else { 0 };
+                let written = if text.is_none() { showing_work(model, full, (usual, length), SEQUENCES) } else { 0 };
                 let each = (read + written) as f64 / tokens as f64;
                 ((1e9 * seconds / each) as usize).max(FEWEST)
             }
@@ -171,12 +173,18 @@ impl<'m, 'a> FromModel<'m, 'a> {
         }
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
-        let numbers: Vec<usize> = (0..own).chain(held).collect();
-        let mut sequences = write(model, (&numbers, amount.length(model, beginnings)), beginnings, seed, together)?;
+        let length = amount.length(model, beginnings);
+        let Written { own, held, strength } =
+            Writing { model, beginnings, length, seed, together }.showing(own, held)?;
         give_back();
-        let held = sequences.split_off(own);
-        let about =
-            format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
+        let sequences: Vec<Vec<u32>> = own.into_iter().map(|sequence| sequence.tokens).collect();
+        let tokens = sequences.iter().map(Vec::len).sum::<usize>();
+        let with = if strength == 1.0 {
+            String::new()
+        } else {
+            format!(", with the adapter up to {strength} times as strong, so that it shows")
+        };
+        let about = format!("{tokens} tokens that the model wrote (seed {seed}{with})");
         let held = hold.then(|| Held::written(held, beginnings, seed));
         let (detail, demand, is_own) = (amount.detail(), Demand::default(), true);
         Ok(Self { model, sequences, is_own, about, detail, demand, held, served: Vec::new() })

@@ -109,6 +109,14 @@ fn score(
     Ok(())
 }
 
+/// What a model loses at each of these tokens, from the logits (vocab, tokens) that predict them; `logits` holds those of one model.
+pub(crate) fn losses<'l>(logits: &'l [Vec<f32>], next: &'l [u32]) -> impl Iterator<Item = f64> + 'l {
+    let groups = (0..next.len()).step_by(GROUP).map(|start| start..next.len().min(start + GROUP));
+    groups
+        .flat_map(|group| score_group(logits, next.len(), group.clone(), &next[group], 0))
+        .map(|scores| scores[0].loss)
+}
+
 /// Columns that are scored together: a cache line of each row.
 const GROUP: usize = 16;
 /// Rows of a group that are worked on at a time.

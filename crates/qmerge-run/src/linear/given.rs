@@ -15,24 +15,45 @@ pub enum Precision {
     Bf16,
 }
 
+/// How a model is run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// How exact.
+    pub precision: Precision,
+    /// How strong adapters beside linear layers are: 1 as they are, 0 not at all.
+    pub strength: f32,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Precision::Full.into()
+    }
+}
+
+impl From<Precision> for Manner {
+    fn from(precision: Precision) -> Self {
+        Self { precision, strength: 1.0 }
+    }
+}
+
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
 pub struct Input<'x> {
     pub(super) values: &'x [f32],
     pub(super) columns: Columns,
-    pub(super) precision: Precision,
+    pub(super) manner: Manner,
 }
 
 impl<'x> Input<'x> {
     /// Packs the activations once for all layers that take them.
-    pub fn new(values: &'x [f32], features: usize, precision: Precision) -> Self {
-        let tokens = values.len() / features.max(1);
-        Self { values, columns: precision.pack(values, features, tokens), precision }
+    pub fn new(values: &'x [f32], features: usize, manner: impl Into<Manner>) -> Self {
+        let (tokens, manner) = (values.len() / features.max(1), manner.into());
+        Self { values, columns: manner.precision.pack(values, features, tokens), manner }
     }
 
-    /// Other activations, as exact as these.
+    /// Other activations, in the manner of these.
     pub(crate) fn like<'y>(&self, values: &'y [f32], features: usize) -> Input<'y> {
-        Input::new(values, features, self.precision)
+        Input::new(values, features, self.manner)
     }
 
     /// The activations (features, tokens).
@@ -67,9 +88,9 @@ pub trait Watch: Send {
         false
     }
 
-    /// How exact it has to be.
-    fn precision(&self) -> Precision {
-        Precision::Full
+    /// How exact it has to be, and with adapters how strong.
+    fn manner(&self) -> Manner {
+        Manner::default()
     }
 
     /// Fewest tokens that an expert's layers are to be shown: one that serves fewer is shown those that come next for it too. 0 where it does not matter.

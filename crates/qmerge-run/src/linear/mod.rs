@@ -14,7 +14,7 @@ use qmerge::error::Result;
 use qmerge::simd::matmul::{FEW, HEIGHT, matmul};
 use rayon::prelude::*;
 
-pub use given::{Input, Precision, Unwatched, Watch};
+pub use given::{Input, Manner, Precision, Unwatched, Watch};
 pub use stack::Stack;
 
 use crate::tensors::Tensors;
@@ -138,7 +138,7 @@ impl<'a> Linear<'a> {
 
     /// The same into `y`, which holds zeros.
     pub fn forward_into(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
-        let tokens = x.tokens();
+        let (tokens, strength) = (x.tokens(), x.manner.strength);
         let apart = self.weight.edits().unwrap_or_default().iter().filter(|_| self.apart);
         let asides: Vec<Aside<'_>> = apart.filter_map(|edit| edit.aside(self.rows.end)).collect();
         let mut turned = Vec::new();
@@ -152,6 +152,7 @@ impl<'a> Linear<'a> {
                 map.forward(&mut turned, tokens);
             }
         }
+        strengthen(&mut turned, x.values, strength);
         let x = if turned.is_empty() {
             x
         } else {
@@ -163,8 +164,18 @@ impl<'a> Linear<'a> {
         for aside in &asides {
             match aside {
                 Aside::Product(product) => add_product(product, x, y),
-                Aside::Delta(delta) => delta.forward(x.values, tokens, y),
-                Aside::Map(map, Side::Outputs) => map.forward(y, tokens),
+                Aside::Delta(delta) if strength == 1.0 => delta.forward(x.values, tokens, y),
+                Aside::Delta(delta) => {
+                    let mut sum = vec![0.0; y.len()];
+                    delta.forward(x.values, tokens, &mut sum);
+                    y.iter_mut().zip(&sum).for_each(|(y, sum)| *y += strength * sum);
+                }
+                Aside::Map(map, Side::Outputs) if strength == 1.0 => map.forward(y, tokens),
+                Aside::Map(map, Side::Outputs) => {
+                    let before = y.to_vec();
+                    map.forward(y, tokens);
+                    strengthen(y, &before, strength);
+                }
                 Aside::Map(_, Side::Inputs) => {}
             }
         }
@@ -181,15 +192,20 @@ impl<'a> Linear<'a> {
         self.apart || !self.weight.is_edited()
     }
 
-    fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
-        if self.undisturbed() { self.weight.base().rows(rows, values) } else { self.weight.rows(rows, base, values) }
+    fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>, strength: f32) -> Result<()> {
+        if self.undisturbed() {
+            return self.weight.base().rows(rows, values);
+        }
+        self.weight.rows(rows, base, values)?;
+        strengthen(values, base, strength);
+        Ok(())
     }
 
     fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let step = self.weight.row_step();
         // Enough chunks for all threads, of whole steps, which stay in a cache: their bytes too, which may have to be read from the file.
         let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
-        let most = if x.precision == Precision::Full && x.tokens() <= FEW {
+        let most = if x.manner.precision == Precision::Full && x.tokens() <= FEW {
             share.min(CHUNK / self.inputs.max(1))
         } else {
             share.min(ROWS).next_multiple_of(HEIGHT)
@@ -198,13 +214,13 @@ impl<'a> Linear<'a> {
         y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each(|(number, y)| {
             let first = self.rows.start + number * rows;
             let rows = first..(first + rows).min(self.rows.end);
-            let one = x.tokens() == 1 && x.precision == Precision::Full;
+            let one = x.tokens() == 1 && x.manner.precision == Precision::Full;
             if one && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
                 return Ok(());
             }
             // Nothing below waits for other workers, so none comes by here with the cell taken.
             DECODED.with_borrow_mut(|(base, values)| {
-                self.decode(&rows, base, values)?;
+                self.decode(&rows, base, values, x.manner.strength)?;
                 matmul(values, &x.columns, true, y);
                 Ok(())
             })
@@ -218,7 +234,7 @@ impl<'a> Linear<'a> {
         let some = (4 * CHUNK / self.outputs.max(1)).max(1).next_multiple_of(self.weight.row_step());
         for start in self.rows.clone().step_by(some) {
             let rows = start..(start + some).min(self.rows.end);
-            self.decode(&rows, &mut base, &mut values)?;
+            self.decode(&rows, &mut base, &mut values, x.manner.strength)?;
             let depth = rows.len();
             turned.resize(values.len(), 0.0);
             for (k, row) in values.chunks_exact(self.outputs).enumerate() {
@@ -227,7 +243,7 @@ impl<'a> Linear<'a> {
                 }
             }
             let place = rows.start - self.rows.start..rows.end - self.rows.start;
-            let columns = x.precision.pack(&x.values[place.start * tokens..place.end * tokens], depth, tokens);
+            let columns = x.manner.precision.pack(&x.values[place.start * tokens..place.end * tokens], depth, tokens);
             let some = self.outputs.div_ceil(4 * rayon::current_num_threads()).max(1);
             y.par_chunks_mut((some * tokens).max(1))
                 .zip(turned.par_chunks(some * depth))
@@ -252,7 +268,14 @@ impl<'a> Linear<'a> {
     }
 }
 
-/// `y += scale · left · right · x`.
+/// What an adapter of another strength makes of the values `before` it, where one as it is makes `values`.
+fn strengthen(values: &mut [f32], before: &[f32], strength: f32) {
+    if strength != 1.0 {
+        values.iter_mut().zip(before).for_each(|(value, before)| *value = before + strength * (*value - before));
+    }
+}
+
+/// `y += strength · scale · left · right · x`.
 fn add_product(product: &Applied<'_>, x: &Input<'_>, y: &mut [f32]) {
     let tokens = x.tokens();
     let mut inner = vec![0.0; product.rank * tokens];
@@ -264,8 +287,9 @@ fn add_product(product: &Applied<'_>, x: &Input<'_>, y: &mut [f32]) {
             matmul(right, &x.columns, false, inner);
         });
     });
-    inner.iter_mut().for_each(|x| *x *= product.scale);
-    let inner = x.precision.pack(&inner, product.rank, tokens);
+    let scale = x.manner.strength * product.scale;
+    inner.iter_mut().for_each(|x| *x *= scale);
+    let inner = x.manner.precision.pack(&inner, product.rank, tokens);
     let left = product.left.par_chunks((ROWS * product.rank).max(1));
     y.par_chunks_mut((ROWS * tokens).max(1)).zip(left).for_each(|(y, left)| matmul(left, &inner, true, y));
 }
@@ -370,6 +394,7 @@ mod tests {
             vec![edit(Change::add(Sum), Reach::Added), edit(Change::Product(vec![product]), Reach::Added)],
         ];
         let x: Vec<f32> = (0..inputs * tokens).map(|i| i as f32 - 4.0).collect();
+        let at = |strength| Manner { precision: Precision::Full, strength };
         for edits in all {
             let reader = Reader::new(&checkpoint, &inventory.weights[0]).unwrap();
             let weight = Edited::with_edits(reader, edits).unwrap();
@@ -388,6 +413,19 @@ mod tests {
             let beside = linear.forward(&input).unwrap();
             linear.apart = false;
             assert_eq!(beside, linear.forward(&input).unwrap());
+            // Maps of inputs and of outputs are strengthened each by itself beside the layer, and together in the weight.
+            let both = |side| linear.weight.edits().unwrap().iter().any(|edit| edit.side() == Some(side));
+            let is_apart = [true, false].into_iter().filter(|_| !(both(Side::Inputs) && both(Side::Outputs)));
+            let without = linear.forward(&Input::new(&x, inputs, at(0.0))).unwrap();
+            for apart in is_apart {
+                linear.apart = apart;
+                let stronger = linear.forward(&Input::new(&x, inputs, at(3.0))).unwrap();
+                let expected: Vec<f32> =
+                    without.iter().zip(&beside).map(|(base, own)| base + 3.0 * (own - base)).collect();
+                assert_eq!(stronger, expected);
+                assert_eq!(linear.forward(&Input::new(&x, inputs, at(0.0))).unwrap(), without);
+            }
+            assert_ne!(without, beside);
         }
         std::fs::remove_file(path).unwrap();
     }

@@ -17,7 +17,7 @@ use qmerge::arch::spec::{self, Spec};
 use qmerge::error::Result;
 
 use crate::layer::Block;
-use crate::linear::{Input, Precision, Watch};
+use crate::linear::{Input, Manner, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
 use attention::Attention;
@@ -64,7 +64,7 @@ pub(crate) struct Pass {
     pub(crate) angles: Vec<Vec<Angles>>,
     /// Positions of a sequence that states have room for.
     pub(crate) capacity: usize,
-    pub(crate) precision: Precision,
+    pub(crate) manner: Manner,
     /// Keys and values that layers have lent to later ones, by number.
     lent: Mutex<BTreeMap<usize, Arc<Past>>>,
 }
@@ -84,9 +84,9 @@ impl Sequence {
 }
 
 impl Pass {
-    pub(crate) fn new(sequences: Vec<Sequence>, ropes: &[Rope], capacity: usize, precision: Precision) -> Self {
+    pub(crate) fn new(sequences: Vec<Sequence>, ropes: &[Rope], capacity: usize, manner: Manner) -> Self {
         let angles = |rope: &Rope| sequences.iter().map(|s| Angles::new(rope, s.past..s.end(), s.end())).collect();
-        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity, precision, lent: Mutex::default() }
+        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity, manner, lent: Mutex::default() }
     }
 
     fn lend(&self, number: usize, past: Arc<Past>) {

@@ -1,0 +1,129 @@
+//! How strong an adapter is while the model writes what a merge is calibrated on.
+//!
+//! What a model writes may hardly show what its adapter is for: of a model that writes code by itself, an adapter that was trained on verses changes little.
+//! Moments of such text say little of the inputs for which the adapter is there. So the adapter is made stronger while the model writes, until it shows as much as adapters do that
+//! were trained for longer; too strong, it makes no text any more. The moments are taken with the adapter as it is.
+
+use qmerge::error::Result;
+
+use super::PRECISION;
+use super::written::{Sequence, Writing};
+use crate::behaviour::judged_from;
+use crate::compare::losses;
+use crate::linear::{Input, Manner, Precision, Watch};
+use crate::model::Model;
+
+/// Sequences that say how much an adapter shows at some strength.
+pub(super) const LOOKED_AT: usize = 8;
+/// Nats per token between the model with its adapter and without, on the text that it writes with it, from which the adapter shows there.
+const SHOWS: f64 = 0.5;
+/// Least and most that an adapter is made stronger; twice, where no stronger one was looked at.
+const LEAST: f64 = 1.5;
+const MOST: f64 = 8.0;
+const UNSEEN: f64 = 2.0;
+/// What rounding makes of an adapter that does nothing.
+const NOTHING: f64 = 1e-6;
+/// Most columns of logits at a time.
+const COLUMNS: usize = 16;
+
+/// An adapter's strength, and by how many nats per token it shows in what the model writes with it.
+pub(super) type Shown = (f64, f64);
+
+/// By how many nats per token an adapter shows in these sequences, which the model wrote with it: the mean of r − 1 − ln r over tokens, r being how much more probable one is without the adapter, which is never below 0
+/// and is KL(with ‖ without) in the mean.
+pub(super) fn nats(writing: &Writing<'_, '_, '_>, sequences: &[Sequence]) -> Result<f64> {
+    let model = writing.model;
+    let from = judged_from(sequences.iter().map(|sequence| sequence.tokens.len()), writing.beginnings);
+    // No more logits than while they were written.
+    let columns = writing.together.min(COLUMNS);
+    let tokens: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.tokens.as_slice()).collect();
+    let without = Manner { precision: PRECISION, strength: 0.0 };
+    let hidden = model.hidden(&tokens, &mut In(without))?;
+    let mut logits = vec![Vec::new()];
+    let (mut sum, mut count, mut begin) = (0.0, 0, 0);
+    for Sequence { tokens, probabilities } in sequences {
+        for start in (from..tokens.len() - 1).step_by(columns) {
+            let end = (start + columns).min(tokens.len() - 1);
+            model.logits_at(without, &hidden, begin + start..begin + end, &mut logits[0])?;
+            let losses = losses(&logits, &tokens[start + 1..end + 1]);
+            for (loss, probability) in losses.zip(&probabilities[start + 1..end + 1]) {
+                let log = -loss - libm::log(f64::from(*probability));
+                sum += libm::exp(log) - 1.0 - log;
+                count += 1;
+            }
+        }
+        begin += tokens.len();
+    }
+    Ok(sum / f64::from(count.max(1)))
+}
+
+/// The strength to look at next, where an adapter as it is shows by so many nats: 1 where that is enough, and where it does nothing.
+pub(super) fn second(nats: f64) -> f64 {
+    if nats < NOTHING || !nats.is_finite() { 1.0 } else { halves((SHOWS / nats).sqrt().min(UNSEEN)) }
+}
+
+/// The strength at which an adapter shows, from what it is like at two: nats grow with the square of the strength, or faster.
+pub(super) fn third(first: f64, (strength, nats): Shown) -> f64 {
+    if !nats.is_finite() {
+        return 1.0;
+    }
+    let nats = nats.max(1e-9);
+    let power = (libm::log(nats / first) / libm::log(strength)).max(2.0);
+    halves((strength * libm::pow(SHOWS / nats, 1.0 / power)).min(MOST))
+}
+
+/// In steps of a half, which say no more than a few sequences do; as it is where that is below the least.
+fn halves(strength: f64) -> f64 {
+    let strength = (2.0 * strength).round() / 2.0;
+    if strength < LEAST { 1.0 } else { strength }
+}
+
+/// Work of looking at sequences of that length at one strength.
+pub(super) fn work(model: &Model<'_>, precision: Precision, sequences: usize, length: usize) -> u64 {
+    let tokens = sequences.min(LOOKED_AT) * length;
+    model.pass_work(precision, tokens, length.div_ceil(2)) + model.logits_work(precision, tokens)
+}
+
+/// A pass that nobody watches, in some manner.
+struct In(Manner);
+
+impl Watch for In {
+    fn input(&mut self, _: &[&str], _: &Input<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn manner(&self) -> Manner {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_shows_or_does_nothing_is_as_it_is() {
+        for (nats, strength) in
+            [(0.7, 1.0), (0.35, 1.0), (0.25, 1.5), (0.1, 2.0), (1e-4, 2.0), (1e-9, 1.0), (0.0, 1.0), (f64::NAN, 1.0)]
+        {
+            assert_eq!(second(nats), strength, "{nats}");
+        }
+    }
+
+    #[test]
+    fn one_that_hardly_shows_is_made_as_strong_as_it_takes() {
+        // Nats by the square of the strength, by its cube; enough at the second look; far too much; never enough; overflowing.
+        for (first, shown, strength) in [
+            (0.02, (2.0, 0.08), 5.0),
+            (0.0625, (2.0, 0.5), 2.0),
+            (0.01, (2.0, 0.08), 3.5),
+            (0.2, (1.5, 0.5), 1.5),
+            (0.05, (2.0, 5.0), 1.5),
+            (0.2, (1.5, 20.0), 1.0),
+            (1e-4, (2.0, 4e-4), 8.0),
+            (0.1, (2.0, f64::NAN), 1.0),
+        ] {
+            assert_eq!(third(first, shown), strength, "{first} {shown:?}");
+        }
+    }
+}

@@ -265,3 +265,38 @@ fn moments_of_several_files_add_up() {
     let wrong = run(folder.path(), &["merge", "base-nf4", "adapter", "-o", "x", "--calibration", "adapter"]);
     assert!(stderr(&wrong).contains("not a calibration"), "{}", stderr(&wrong));
 }
+
+/// At half of its weight the demo's adapter hardly shows in what the model writes. Moments of text that shows it lose less of it on a text of its task; what is measured is written by
+/// the adapter as it is, so whether it is measured does not change a byte.
+#[test]
+fn an_adapter_that_hardly_shows_is_stronger_while_the_model_writes() {
+    const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
+    let folder = Folder::new();
+    demo(folder.path());
+    let merge = |name: &str, more: &[&str]| -> Value {
+        let args = ["merge", "--base", "base-nf4", "--adapter", "adapter=0.5", "--json", "-o", name];
+        let output = run(folder.path(), &[&args[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    let text = "tokens that the model wrote (seed 0, with the adapter up to 2.5 times as strong, so that it shows)";
+    let found = merge("measured", &[]);
+    assert_eq!(found["rounding"]["calibration"], format!("3072 {text}"));
+    assert_eq!(found["behaviour"]["text"], "that the model wrote, not calibrated on (seed 0)");
+    merge("unmeasured", &["--measure", "never", "--threads", "1"]);
+    merge("bounded", &["--measure", "never", "--max-memory", "64M"]);
+    let few = merge("few", &["--fast"])["rounding"]["calibration"].to_string();
+    assert!(few.contains("384 tokens that the model wrote (seed 0, with the adapter up to 2 times"), "{few}");
+    let bytes = |name: &str| std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
+    assert!(bytes("measured") == bytes("unmeasured") && bytes("measured") == bytes("bounded"));
+    // Text that the base writes without an adapter shows nothing of it.
+    let moments = ["calibrate", "--base", "base-nf4", "-o", "base.safetensors"];
+    assert!(run(folder.path(), &moments).status.success());
+    merge("by-base", &["--calibration", "base.safetensors", "--measure", "never"]);
+    let args = ["compare", "--base", "base-nf4", "--adapter", "adapter=0.5", "--merged", "measured"];
+    let rest = ["--merged", "by-base", "--text", EVAL, "--windows", "8", "--continuation", "0", "--json"];
+    let output = run(folder.path(), &[&args[..], &rest].concat());
+    let found: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let kl = |at: usize| found["models"][at]["kl"].as_f64().unwrap();
+    assert!(kl(2) < 0.006 && kl(2) < 0.8 * kl(3), "{} {}", kl(2), kl(3));
+}

@@ -63,49 +63,76 @@ impl Writing<'_, '_, '_> {
         Ok(sequences)
     }
 
-    /// So many sequences whose text shows the adapter, and those of `held` by the adapter as it is. As many as are written at a time are written with the adapter as it is. Where it
-    /// hardly shows in the first few of them, the next few are written with a stronger one, and all others with one that is as strong as these say it has to be.
+    /// So many sequences whose text shows the adapter, and those of `held` by the adapter as it is. As many as are written at a time are written with the adapter as it is; of these the
+    /// first few stay where it hardly shows in them, and what follows is written with a stronger one.
     pub(crate) fn showing(&self, own: usize, held: Range<usize>) -> Result<Written> {
+        let progress = self.model.progress();
         let first = own.min(self.together.saturating_sub(held.len()).max(LOOKED_AT));
-        let all = own + held.len();
+        let all = (held.len(), own);
         let numbers: Vec<usize> = (0..first).chain(held).collect();
-        let mut own_text = self.write_some(&numbers, 1.0, (0, all))?;
+        let mut own_text = self.write_some(&numbers, 1.0, (0, own + all.0))?;
         let held = own_text.split_off(first);
-        let looked_at = first.min(LOOKED_AT);
+        let looked_at = first.min(LOOKED_AT).min(own.div_ceil(2));
         let nats = strength::nats(self, &own_text[..looked_at])?;
-        let (mut strength, mut most) = (strength::second(nats), 1.0);
-        if strength > 1.0 {
-            own_text.truncate(looked_at);
-            let end = own.min(looked_at + LOOKED_AT);
-            let (mut written, second) = self.write_so_strong(looked_at..end, strength, all)?;
-            strength = if end < own && second > 1.0 {
-                strength::third(nats, (second, strength::nats(self, &written)?))
-            } else {
-                second
-            };
-            // Of one that turned out to be too strong nothing is kept.
-            if strength >= second {
-                own_text.append(&mut written);
-                most = second;
+        let second = strength::second(nats);
+        let again = |first| again_work(self.model, PRECISION, (first, self.length), self.together);
+        let most_again = again(own.min(self.together));
+        let mut most = 1.0;
+        if second > 1.0 {
+            if let Some(progress) = progress {
+                progress.skip(most_again.saturating_sub(again(first)));
+                progress.phase("writing text that shows the adapter", "tokens");
             }
+            own_text.truncate(looked_at);
+            most = self.write_stronger(&mut own_text, (nats, second), all)?;
+        } else {
+            progress.iter().for_each(|progress| progress.skip(most_again));
+            own_text.append(&mut self.write_so_strong(first..own, 1.0, all)?.0);
         }
-        let (mut rest, strength) = self.write_so_strong(own_text.len()..own, strength, all)?;
-        if !rest.is_empty() {
-            most = strength.max(most);
-        }
-        own_text.append(&mut rest);
         Ok(Written { own: own_text, held, strength: most })
     }
 
-    /// Sequences of these numbers, of `all`, and the strength that they were written with: that of the adapter as it is where a stronger one overflows.
-    fn write_so_strong(&self, numbers: Range<usize>, strength: f64, all: usize) -> Result<(Vec<Sequence>, f64)> {
+    /// What follows `own_text`, in which an adapter shows by so many nats as it is: some at a second strength, and all others at one that both say. The result is the stronger of these.
+    fn write_stronger(
+        &self,
+        own_text: &mut Vec<Sequence>,
+        (nats, second): (f64, f64),
+        all: (usize, usize),
+    ) -> Result<f64> {
+        let (start, own) = (own_text.len(), all.1);
+        let end = own.min(start + LOOKED_AT);
+        let (mut written, second) = self.write_so_strong(start..end, second, all)?;
+        if end == own || second == 1.0 {
+            own_text.append(&mut written);
+            own_text.append(&mut self.write_so_strong(end..own, 1.0, all)?.0);
+            return Ok(second);
+        }
+        let third = strength::third(nats, (second, strength::nats(self, &written)?));
+        // Of one that turned out to be too strong nothing is kept.
+        let most = if third < second { 1.0 } else { second };
+        if third >= second {
+            own_text.append(&mut written);
+        }
+        let (mut rest, third) = self.write_so_strong(own_text.len()..own, third, all)?;
+        own_text.append(&mut rest);
+        Ok(third.max(most))
+    }
+
+    /// The model's own sequences of these numbers, where so many are held back of so many more, and the strength that they were written with: that of the adapter as it is where a stronger
+    /// one overflows.
+    fn write_so_strong(
+        &self,
+        numbers: Range<usize>,
+        strength: f64,
+        (held, own): (usize, usize),
+    ) -> Result<(Vec<Sequence>, f64)> {
+        let place = (held + numbers.start, held + own);
         let numbers: Vec<usize> = numbers.collect();
-        let place = (all.saturating_sub(numbers.len()), all);
         match self.write_some(&numbers, strength, place) {
             Err(error) if error.kind() == Kind::NotFinite && strength > 1.0 => {
                 Ok((self.write_some(&numbers, 1.0, place)?, 1.0))
             }
-            written => Ok((written?, strength)),
+            written => Ok((written?, if numbers.is_empty() { 1.0 } else { strength })),
         }
     }
 
@@ -155,14 +182,22 @@ pub(crate) fn together(model: &Model<'_>, beginnings: &Beginnings, memory: Optio
     memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
 }
 
-/// Work of writing so many sequences of that length whose text shows the adapter, so many at a time.
+/// Work of writing so many sequences of that length whose text shows the adapter, so many at a time: where it hardly shows by itself, which is the longest.
 pub(crate) fn showing_work(
     model: &Model<'_>,
     precision: Precision,
     (own, length): (usize, usize),
     together: usize,
 ) -> u64 {
-    writing_work(model, precision, (own, length), together) + strength::work(model, precision, own, length)
+    writing_work(model, precision, (own, length), together)
+        + strength::work(model, precision, own, length)
+        + again_work(model, precision, (own.min(together), length), together)
+}
+
+/// Work of what is done again of so many sequences that do not show the adapter: all but those that were looked at are written, and others are looked at.
+fn again_work(model: &Model<'_>, precision: Precision, (first, length): (usize, usize), together: usize) -> u64 {
+    let again = first.saturating_sub(LOOKED_AT);
+    writing_work(model, precision, (again, length), together) + strength::work(model, precision, again, length)
 }
 
 /// Work of writing some sequences of that length, so many at a time.

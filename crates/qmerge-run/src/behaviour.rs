@@ -10,7 +10,7 @@ use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Behaviour;
 
-use crate::calibrate::{Amount, PRECISION, Sequence, Writing, together};
+use crate::calibrate::{Amount, PRECISION, Writing, together};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::linear::Precision;
 use crate::model::{Model, Options};
@@ -57,17 +57,16 @@ impl Held {
     }
 
     /// Text that a model has written.
-    pub(crate) fn written(sequences: Vec<Sequence>, beginnings: &Beginnings, seed: u64) -> Self {
-        let sequences: Vec<Vec<u32>> = sequences.into_iter().map(|sequence| sequence.tokens).collect();
-        let from = judged_from(sequences.iter().map(Vec::len), beginnings);
+    pub(crate) fn written(sequences: Vec<Vec<u32>>, beginnings: &Beginnings, seed: u64) -> Self {
+        let from = judged_from(&sequences, beginnings);
         Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
 }
 
-/// Tokens at the beginning of sequences so long, which a model has written, whose continuation says little.
-pub(crate) fn judged_from(lengths: impl Iterator<Item = usize>, beginnings: &Beginnings) -> usize {
+/// Tokens at the beginning of what a model has written whose continuation says little.
+pub(crate) fn judged_from(sequences: &[Vec<u32>], beginnings: &Beginnings) -> usize {
     let given = beginnings.chat.len();
-    let written = lengths.map(|length| length.saturating_sub(given)).min().unwrap_or(0);
+    let written = sequences.iter().map(|sequence| sequence.len().saturating_sub(given)).min().unwrap_or(0);
     given + BEGINNING.min(written / 4)
 }
 

@@ -93,8 +93,8 @@ fn most_likely(logits: &[f32]) -> u32 {
 /// Tokens that a thread takes the exponentials of together.
 const ROWS: usize = 512;
 
-/// A token for each column of `logits` (vocab, columns), drawn by the model's own probabilities as [`choose`] draws it, and its probability.
-pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<(u32, f32)> {
+/// A token for each column of `logits` (vocab, columns), drawn by the model's own probabilities as [`choose`] draws it.
+pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<u32> {
     let columns = random.len();
     // The largest, and what is left of a difference from it, do not depend on an order; sums do.
     let some = ROWS * columns;
@@ -127,11 +127,7 @@ pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<(u32, f32)>
         }
     }
     let last = (logits.len() / columns).saturating_sub(1) as u32;
-    let chosen = drawn.into_iter().zip(sums).enumerate().map(|(column, (token, sum))| {
-        let token = token.min(last);
-        (token, logits[token as usize * columns + column] / sum)
-    });
-    chosen.collect()
+    drawn.into_iter().map(|token| token.min(last)).collect()
 }
 
 pub(crate) fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
@@ -220,8 +216,7 @@ mod tests {
             let mut own: Vec<Random> = random.iter().map(|random| Random(random.0)).collect();
             let want: Vec<u32> =
                 own.iter_mut().enumerate().map(|(c, own)| choose(&mut column(c), sampling, own)).collect();
-            let drawn = draw(&mut logits.clone(), &mut random);
-            assert_eq!(drawn.iter().map(|(token, _)| *token).collect::<Vec<_>>(), want);
+            assert_eq!(draw(&mut logits.clone(), &mut random), want);
         }
     }
 }

@@ -6,7 +6,7 @@
 use qmerge::plan::{Action, Plan};
 use qmerge::round::{Demand, LayerInputs};
 
-use crate::calibrate::{self, Amount, PRECISION, SEQUENCES};
+use crate::calibrate::{self, Amount, PRECISION, SEQUENCES, Writing};
 use crate::linear::Linear;
 use crate::model::{Model, half_of_free_memory};
 use crate::text::Beginnings;
@@ -70,7 +70,10 @@ pub fn needs(
         together,
         before: match text {
             Some(_) => 0,
-            None => calibrate::showing_work(model, PRECISION, (sequences, amount.length(model, beginnings)), together),
+            None => {
+                let length = amount.length(model, beginnings);
+                calibrate::showing_work(&Writing { model, beginnings, length, seed: 0, together }, sequences)
+            }
         },
     }
 }

@@ -365,13 +365,13 @@ impl<'a> Model<'a> {
     /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens), into a buffer that callers use again: they may take much memory, which costs time
     /// where it is fresh.
     pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>, logits: &mut Vec<f32>) -> Result<()> {
-        self.logits_at(Manner::default(), hidden, columns, logits)
+        self.logits_at(Precision::Full, hidden, columns, logits)
     }
 
-    /// The same, in the manner that is said.
+    /// The same, as exact as is said.
     pub(crate) fn logits_at(
         &self,
-        manner: Manner,
+        precision: Precision,
         hidden: &[f32],
         columns: std::ops::Range<usize>,
         logits: &mut Vec<f32>,
@@ -381,7 +381,7 @@ impl<'a> Model<'a> {
         let head = self.head.as_ref().unwrap_or(&self.embed);
         logits.clear();
         logits.resize(head.outputs() * columns.len(), 0.0);
-        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden, manner), logits))?;
+        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden, precision), logits))?;
         for (row, bias) in logits.chunks_exact_mut(columns.len().max(1)).zip(self.bias.iter().flatten()) {
             row.iter_mut().for_each(|x| *x += bias);
         }
@@ -391,7 +391,7 @@ impl<'a> Model<'a> {
         if let Some(cap) = self.spec.logit_cap {
             softcap(logits, cap);
         }
-        self.advanced(self.logits_work(manner.precision, columns.len()));
+        self.advanced(self.logits_work(precision, columns.len()));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 from ._errors import UsageError
 from ._moments import is_encoder_decoder, torch
@@ -50,8 +50,8 @@ def can_write(model: Any) -> bool:
 
 
 class OwnText:
-    """What the model writes behind `begin`, or else behind random first tokens. The first few sequences are written with the adapter as it is; where it hardly shows in them, the next few
-    with a stronger one, and all others with one that is as strong as these say it has to be."""
+    """What the model writes behind `begin`, or else behind random first tokens. Where a LoRA hardly shows in the first few sequences, the next few are written again with a stronger
+    one, and all others with one that is as strong as these say it has to be."""
 
     sequences: list[list[int]]
     strength: float
@@ -60,32 +60,34 @@ class OwnText:
     def __init__(self, model: Any, begin: list[int], seed: int) -> None:
         if not can_write(model):
             raise UsageError("the model writes no text by itself: pass texts")
-        self._model, self._begin, self._seed = model, begin, seed
-        self.sequences, self.strength = [], 1.0
-        first = self._write(LOOKED_AT, 1.0)
-        self.sequences += first
-        nats = self._nats(first, 1.0) if _layers(model) else 0.0
-        strength = _second(nats)
-        if strength > 1.0:
-            written = self._write(LOOKED_AT, strength)
-            more = _third(nats, strength, self._nats(written, strength))
-            # Of one that turned out to be too strong nothing is kept.
-            if more >= strength:
-                self.sequences += written
-            strength = more
-        self.sequences += self._write(OWN - len(self.sequences), strength)
-        self.strength = strength
+        self._model, self._begin, self._seed, self.strength = model, begin, seed, 1.0
+        self.sequences = self._write(OWN, 1.0) or []
+        first = self.sequences[:LOOKED_AT]
+        nats = self._nats(first, 1.0)
+        second = _second(nats)
+        written = self._write(LOOKED_AT, second) if second > 1.0 else None
+        if not written:
+            return
+        third = _third(nats, second, self._nats(written, second))
+        # Of one that turned out to be too strong nothing is kept.
+        stronger = written if third >= second else []
+        rest = OWN - len(first) - len(stronger)
+        more = self._write(rest, third) if third > 1.0 else None
+        kept = more or self.sequences[-rest:]
+        self.sequences = [*first, *stronger, *kept]
+        self.strength = max(third if more else 1.0, second if stronger else 1.0)
 
     @property
     def with_adapter(self) -> str:
         """In words that follow a seed."""
         return "" if self.strength == 1.0 else f", with the adapter up to {self.strength:g} times as strong, so that it shows"
 
-    def _write(self, count: int, strength: float) -> list[list[int]]:
+    def _write(self, count: int, strength: float) -> Optional[list[list[int]]]:
+        """None where a stronger adapter overflows."""
         lib, model = torch(), self._model
         vocab, place = _embedding_of(model).weight.shape[0], device_of(model)
         with lib.random.fork_rng(), lib.no_grad(), _so_strong(model, strength):
-            lib.manual_seed(self._seed * OWN + len(self.sequences))
+            lib.manual_seed(self._seed if strength == 1.0 else (self._seed + count) % 2**63)
             first = lib.tensor([self._begin] * count) if self._begin else lib.randint(0, vocab, (count, 1))
             first = first.to(place)
             more = LENGTH - first.shape[1]
@@ -104,29 +106,35 @@ class OwnText:
                 min_new_tokens=more,
                 max_new_tokens=more,
                 pad_token_id=0,
+                # Drawing from what is not finite ends the process on some devices.
+                remove_invalid_values=strength != 1.0,
             )
+            if strength != 1.0 and not all(bool(lib.isfinite(self._logits(row)).all()) for row in written):
+                return None
         return [list(map(int, row)) for row in written.tolist()]
 
+    def _logits(self, row: Any) -> Any:
+        return self._model(input_ids=row.reshape(1, -1)).logits[0]
+
     def _nats(self, sequences: list[list[int]], strength: float) -> float:
-        """By how many nats per token the adapter, so strong, shows in these sequences, which the model wrote with it."""
+        """By how many nats per token the adapter, so strong, shows in these sequences, which the model wrote with it; 0 of one whose strength is no factor."""
         lib, model = torch(), self._model
-        found = []
+        if not _layers(model):
+            return 0.0
+        start, found = len(self._begin) + JUDGED_FROM, []
         with lib.no_grad():
             for sequence in sequences:
-                ids = lib.tensor([sequence], device=device_of(model))
+                row = lib.tensor(sequence, device=device_of(model))
                 with _so_strong(model, strength):
-                    apart = model(input_ids=ids).logits[0, JUDGED_FROM:].float().log_softmax(-1)
-                with model.disable_adapter():
-                    base = model(input_ids=ids).logits[0, JUDGED_FROM:].float().log_softmax(-1)
+                    apart = self._logits(row)[start:].float().log_softmax(-1)
+                with _so_strong(model, 0.0):
+                    base = self._logits(row)[start:].float().log_softmax(-1)
                 found.append(float((apart.exp() * (apart - base)).sum(-1).mean()))
         return sum(found) / len(found)
 
 
 def _layers(model: Any) -> list[Any]:
-    """The layers that a LoRA changes; none of an adapter of another kind, whose strength is no factor."""
-    peft_config = getattr(model, "peft_config", {})
-    if not hasattr(model, "disable_adapter") or any(getattr(own, "peft_type", None) != "LORA" for own in peft_config.values()):
-        return []
+    """The layers that a LoRA changes."""
     return [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "scale_layer")]
 
 

@@ -19,8 +19,9 @@ from . import _qmerge
 from ._api import combine, inspect, merge
 from ._command import Adapters, Path
 from ._errors import ExistsError, UsageError
+from ._own import can_write
 from ._results import Made, ModelInspection, Report
-from .torch import FILE_NAME, Text, calibrate as calibrate_live, can_write
+from .torch import FILE_NAME, Text, calibrate as calibrate_live
 
 __all__ = ["add_weighted_adapter", "merge_and_save"]
 

@@ -25,7 +25,8 @@ use crate::work;
 use collect::Collector;
 use overflow::blame;
 use written::Written;
-pub(crate) use written::{Sequence, Writing, showing_work, together};
+use written::writing_work;
+pub(crate) use written::{Writing, showing_work, together};
 
 /// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
 pub(crate) const PRECISION: Precision = Precision::Bf16;
@@ -82,7 +83,7 @@ impl Amount {
                 let full = Precision::Full;
                 let tokens = usual * length;
                 let read = model.pass_work(full, tokens, length.div_ceil(2)) + moments_work(model, full, tokens);
-                let written = if text.is_none() { showing_work(model, full, (usual, length), SEQUENCES) } else { 0 };
+                let written = if text.is_none() { writing_work(model, full, (usual, length), SEQUENCES) } else { 0 };
                 let each = (read + written) as f64 / tokens as f64;
                 ((1e9 * seconds / each) as usize).max(FEWEST)
             }
@@ -174,10 +175,9 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
         let length = amount.length(model, beginnings);
-        let Written { own, held, strength } =
+        let Written { own: sequences, held, strength } =
             Writing { model, beginnings, length, seed, together }.showing(own, held)?;
         give_back();
-        let sequences: Vec<Vec<u32>> = own.into_iter().map(|sequence| sequence.tokens).collect();
         let tokens = sequences.iter().map(Vec::len).sum::<usize>();
         let with = if strength == 1.0 {
             String::new()

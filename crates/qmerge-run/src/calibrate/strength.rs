@@ -7,10 +7,10 @@
 use qmerge::error::Result;
 
 use super::PRECISION;
-use super::written::{Sequence, Writing};
+use super::written::Writing;
 use crate::behaviour::judged_from;
-use crate::compare::losses;
-use crate::linear::{Input, Manner, Precision, Watch};
+use crate::compare::divergence;
+use crate::linear::{Input, Manner, Watch};
 use crate::model::Model;
 
 /// Sequences that say how much an adapter shows at some strength.
@@ -21,40 +21,38 @@ const SHOWS: f64 = 0.5;
 const LEAST: f64 = 1.5;
 const MOST: f64 = 8.0;
 const UNSEEN: f64 = 2.0;
-/// What rounding makes of an adapter that does nothing.
+/// An adapter that does less does nothing.
 const NOTHING: f64 = 1e-6;
 /// Most columns of logits at a time.
 const COLUMNS: usize = 16;
 
-/// An adapter's strength, and by how many nats per token it shows in what the model writes with it.
-pub(super) type Shown = (f64, f64);
-
-/// By how many nats per token an adapter shows in these sequences, which the model wrote with it: the mean of r − 1 − ln r over tokens, r being how much more probable one is without the adapter, which is never below 0
-/// and is KL(with ‖ without) in the mean.
-pub(super) fn nats(writing: &Writing<'_, '_, '_>, sequences: &[Sequence]) -> Result<f64> {
+/// By how many nats per token an adapter shows in these sequences, which the model wrote with the adapter so strong: KL between the model with it and without, in layers' linear layers.
+pub(super) fn nats(writing: &Writing<'_, '_, '_>, sequences: &[Vec<u32>], strength: f64) -> Result<f64> {
     let model = writing.model;
-    let from = judged_from(sequences.iter().map(|sequence| sequence.tokens.len()), writing.beginnings);
-    // No more logits than while they were written.
-    let columns = writing.together.min(COLUMNS);
-    let tokens: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.tokens.as_slice()).collect();
-    let without = Manner { precision: PRECISION, strength: 0.0 };
-    let hidden = model.hidden(&tokens, &mut In(without))?;
-    let mut logits = vec![Vec::new()];
-    let (mut sum, mut count, mut begin) = (0.0, 0, 0);
-    for Sequence { tokens, probabilities } in sequences {
-        for start in (from..tokens.len() - 1).step_by(columns) {
-            let end = (start + columns).min(tokens.len() - 1);
-            model.logits_at(without, &hidden, begin + start..begin + end, &mut logits[0])?;
-            let losses = losses(&logits, &tokens[start + 1..end + 1]);
-            for (loss, probability) in losses.zip(&probabilities[start + 1..end + 1]) {
-                let log = -loss - libm::log(f64::from(*probability));
-                sum += libm::exp(log) - 1.0 - log;
-                count += 1;
-            }
-        }
-        begin += tokens.len();
+    if model.linears().all(|linear| !linear.weight().is_edited()) {
+        return Ok(0.0);
     }
-    Ok(sum / f64::from(count.max(1)))
+    let from = judged_from(sequences, writing.beginnings);
+    // No more logits than while they were written.
+    let columns = (writing.together / 2).clamp(1, COLUMNS);
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    // One that does nothing is to come to 0, so both are run alike.
+    let pass = |strength| model.hidden(&sequences, &mut Quiet(Manner { precision: PRECISION, strength }));
+    let hidden = [pass(strength as f32)?, pass(0.0)?];
+    let mut logits = [Vec::new(), Vec::new()];
+    let (mut sum, mut tokens, mut begin) = (0.0, 0, 0);
+    for sequence in &sequences {
+        for start in (from..sequence.len()).step_by(columns) {
+            let columns = begin + start..begin + sequence.len().min(start + columns);
+            for (hidden, logits) in hidden.iter().zip(&mut logits) {
+                model.logits_at(PRECISION, hidden, columns.clone(), logits)?;
+            }
+            sum += divergence(&logits, columns.len());
+            tokens += columns.len();
+        }
+        begin += sequence.len();
+    }
+    Ok(sum / tokens.max(1) as f64)
 }
 
 /// The strength to look at next, where an adapter as it is shows by so many nats: 1 where that is enough, and where it does nothing.
@@ -63,7 +61,7 @@ pub(super) fn second(nats: f64) -> f64 {
 }
 
 /// The strength at which an adapter shows, from what it is like at two: nats grow with the square of the strength, or faster.
-pub(super) fn third(first: f64, (strength, nats): Shown) -> f64 {
+pub(super) fn third(first: f64, (strength, nats): (f64, f64)) -> f64 {
     if !nats.is_finite() {
         return 1.0;
     }
@@ -79,15 +77,15 @@ fn halves(strength: f64) -> f64 {
 }
 
 /// Work of looking at sequences of that length at one strength.
-pub(super) fn work(model: &Model<'_>, precision: Precision, sequences: usize, length: usize) -> u64 {
-    let tokens = sequences.min(LOOKED_AT) * length;
-    model.pass_work(precision, tokens, length.div_ceil(2)) + model.logits_work(precision, tokens)
+pub(super) fn work(model: &Model<'_>, sequences: usize, length: usize) -> u64 {
+    let tokens = sequences * length;
+    2 * (model.pass_work(PRECISION, tokens, length.div_ceil(2)) + model.logits_work(PRECISION, tokens))
 }
 
 /// A pass that nobody watches, in some manner.
-struct In(Manner);
+struct Quiet(Manner);
 
-impl Watch for In {
+impl Watch for Quiet {
     fn input(&mut self, _: &[&str], _: &Input<'_>) -> Result<()> {
         Ok(())
     }

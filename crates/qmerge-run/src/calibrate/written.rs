@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use qmerge::error::{Kind, Result};
+use qmerge::error::{Error, Kind, Result};
 
-use super::overflow::blame;
+use super::overflow::{OVERFLOWS, blame};
 use super::strength::LOOKED_AT;
-use super::{Amount, PRECISION, SEQUENCES, strength};
+use super::{Amount, FEW_SEQUENCES, PRECISION, SEQUENCES, strength};
 use crate::generate::{Random, draw};
 use crate::linear::{Manner, Precision};
 use crate::model::{Cache, Model};
@@ -25,37 +25,36 @@ pub(crate) struct Writing<'w, 'm, 'a> {
     pub(crate) together: usize,
 }
 
-/// A sequence that a model wrote.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sequence {
-    pub(crate) tokens: Vec<u32>,
-    /// How probable each was to the model, as far as it drew them.
-    pub(crate) probabilities: Vec<f32>,
-}
-
 /// What a model wrote to be calibrated on, and what it wrote to be judged by.
 #[derive(Debug)]
 pub(crate) struct Written {
-    pub(crate) own: Vec<Sequence>,
-    pub(crate) held: Vec<Sequence>,
+    pub(crate) own: Vec<Vec<u32>>,
+    pub(crate) held: Vec<Vec<u32>>,
     /// How many times as strong as it is the adapter was at most, while the model wrote its own.
     pub(crate) strength: f64,
 }
 
+/// How many sequences are written before some, and in all.
+#[derive(Clone, Copy)]
+struct Place {
+    before: usize,
+    all: usize,
+}
+
 impl Writing<'_, '_, '_> {
     /// Sequences of these numbers, with the adapter as it is.
-    pub(crate) fn write(&self, numbers: &[usize]) -> Result<Vec<Sequence>> {
-        self.write_some(numbers, 1.0, (0, numbers.len()))
+    pub(crate) fn write(&self, numbers: &[usize]) -> Result<Vec<Vec<u32>>> {
+        self.write_some(numbers, 1.0, Place { before: 0, all: numbers.len() })
     }
 
     /// The same with the adapter so strong, where so many of all have been written before.
-    fn write_some(&self, numbers: &[usize], strength: f64, (before, all): (usize, usize)) -> Result<Vec<Sequence>> {
+    fn write_some(&self, numbers: &[usize], strength: f64, place: Place) -> Result<Vec<Vec<u32>>> {
         let mut sequences = Vec::new();
         for some in numbers.chunks(self.together.max(1)) {
-            let done = before + sequences.len();
+            let done = place.before + sequences.len();
             let part = |written: usize| {
                 if let Some(progress) = self.model.progress() {
-                    progress.part((done * self.length + some.len() * written) as u64, (all * self.length) as u64);
+                    progress.part((done * self.length + some.len() * written) as u64, (place.all * self.length) as u64);
                 }
             };
             sequences.append(&mut self.sample(some, strength as f32, &part)?);
@@ -67,66 +66,57 @@ impl Writing<'_, '_, '_> {
     /// first few stay where it hardly shows in them, and what follows is written with a stronger one.
     pub(crate) fn showing(&self, own: usize, held: Range<usize>) -> Result<Written> {
         let progress = self.model.progress();
-        let first = own.min(self.together.saturating_sub(held.len()).max(LOOKED_AT));
-        let all = (held.len(), own);
+        let first = own.min(self.together.saturating_sub(held.len()).max(looked_at(own)));
+        let place = Place { before: 0, all: own + held.len() };
         let numbers: Vec<usize> = (0..first).chain(held).collect();
-        let mut own_text = self.write_some(&numbers, 1.0, (0, own + all.0))?;
+        let mut own_text = self.write_some(&numbers, 1.0, place)?;
         let held = own_text.split_off(first);
-        let looked_at = first.min(LOOKED_AT).min(own.div_ceil(2));
-        let nats = strength::nats(self, &own_text[..looked_at])?;
+        let nats = strength::nats(self, &own_text[..looked_at(own)], 1.0)?;
         let second = strength::second(nats);
-        let again = |first| again_work(self.model, PRECISION, (first, self.length), self.together);
+        let again = |first| again_work(self, own, first);
         let most_again = again(own.min(self.together));
-        let mut most = 1.0;
+        let mut strength = 1.0;
         if second > 1.0 {
             if let Some(progress) = progress {
                 progress.skip(most_again.saturating_sub(again(first)));
                 progress.phase("writing text that shows the adapter", "tokens");
             }
-            own_text.truncate(looked_at);
-            most = self.write_stronger(&mut own_text, (nats, second), all)?;
+            own_text.truncate(looked_at(own));
+            strength = self.write_stronger(&mut own_text, (nats, second), own)?;
         } else {
             progress.iter().for_each(|progress| progress.skip(most_again));
-            own_text.append(&mut self.write_so_strong(first..own, 1.0, all)?.0);
+            let rest: Vec<usize> = (first..own).collect();
+            own_text.append(&mut self.write_some(&rest, 1.0, Place { before: first + held.len(), ..place })?);
         }
-        Ok(Written { own: own_text, held, strength: most })
+        Ok(Written { own: own_text, held, strength })
     }
 
-    /// What follows `own_text`, in which an adapter shows by so many nats as it is: some at a second strength, and all others at one that both say. The result is the stronger of these.
-    fn write_stronger(
-        &self,
-        own_text: &mut Vec<Sequence>,
-        (nats, second): (f64, f64),
-        all: (usize, usize),
-    ) -> Result<f64> {
-        let (start, own) = (own_text.len(), all.1);
+    /// What follows `own_text`, in which an adapter shows by so many nats as it is: some at a second strength, and all others at one that both say. The result is the strongest.
+    fn write_stronger(&self, own_text: &mut Vec<Vec<u32>>, (nats, second): (f64, f64), own: usize) -> Result<f64> {
+        let start = own_text.len();
         let end = own.min(start + LOOKED_AT);
-        let (mut written, second) = self.write_so_strong(start..end, second, all)?;
+        // Of few all others are written at once.
+        let end = if own <= FEW_SEQUENCES { own } else { end };
+        let (mut written, second) = self.write_so_strong(start..end, second, start..own)?;
         if end == own || second == 1.0 {
             own_text.append(&mut written);
-            own_text.append(&mut self.write_so_strong(end..own, 1.0, all)?.0);
+            own_text.append(&mut self.write_so_strong(end..own, 1.0, start..own)?.0);
             return Ok(second);
         }
-        let third = strength::third(nats, (second, strength::nats(self, &written)?));
+        let third = strength::third(nats, (second, strength::nats(self, &written, second)?));
         // Of one that turned out to be too strong nothing is kept.
         let most = if third < second { 1.0 } else { second };
         if third >= second {
             own_text.append(&mut written);
         }
-        let (mut rest, third) = self.write_so_strong(own_text.len()..own, third, all)?;
+        let (mut rest, third) = self.write_so_strong(own_text.len()..own, third, start..own)?;
         own_text.append(&mut rest);
         Ok(third.max(most))
     }
 
-    /// The model's own sequences of these numbers, where so many are held back of so many more, and the strength that they were written with: that of the adapter as it is where a stronger
-    /// one overflows.
-    fn write_so_strong(
-        &self,
-        numbers: Range<usize>,
-        strength: f64,
-        (held, own): (usize, usize),
-    ) -> Result<(Vec<Sequence>, f64)> {
-        let place = (held + numbers.start, held + own);
+    /// Sequences of these numbers, some of `all`, and the strength that they were written with: that of the adapter as it is where a stronger one overflows.
+    fn write_so_strong(&self, numbers: Range<usize>, strength: f64, all: Range<usize>) -> Result<(Vec<Vec<u32>>, f64)> {
+        let place = Place { before: numbers.start - all.start, all: all.len() };
         let numbers: Vec<usize> = numbers.collect();
         match self.write_some(&numbers, strength, place) {
             Err(error) if error.kind() == Kind::NotFinite && strength > 1.0 => {
@@ -137,7 +127,7 @@ impl Writing<'_, '_, '_> {
     }
 
     /// Sequences that the model writes at temperature 1 side by side, each from a beginning of its own. Each depends on its number, the seed and the strength alone.
-    fn sample(&self, numbers: &[usize], strength: f32, part: &dyn Fn(usize)) -> Result<Vec<Sequence>> {
+    fn sample(&self, numbers: &[usize], strength: f32, part: &dyn Fn(usize)) -> Result<Vec<Vec<u32>>> {
         let Self { model, beginnings, length, seed, .. } = *self;
         let (vocab, sequences) = (model.spec().vocab, numbers.len());
         let mut random: Vec<Random> =
@@ -148,29 +138,28 @@ impl Writing<'_, '_, '_> {
             .map(|(random, &number)| beginnings.of(number, random.token(vocab)))
             .collect();
         let mut next: Vec<u32> = opening.iter().filter_map(|opening| opening.first().copied()).collect();
-        let first = |&token: &u32| Sequence { tokens: vec![token], probabilities: vec![1.0] };
-        let mut written: Vec<Sequence> = next.iter().map(first).collect();
+        let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
         let manner = Manner { precision: PRECISION, strength };
         let mut cache = Cache::of_several(model, sequences, length).at(manner);
         let mut logits = Vec::new();
-        while written[0].tokens.len() < length {
+        while written[0].len() < length {
             let hidden = model.advance(&next, &mut cache)?;
-            model.logits_at(manner, &hidden, 0..sequences, &mut logits)?;
+            model.logits_at(PRECISION, &hidden, 0..sequences, &mut logits)?;
             if logits.iter().any(|x| x.is_nan()) {
-                return Err(blame(model, None)?);
+                // Of a stronger adapter nobody is told.
+                return Err(if strength == 1.0 { blame(model, None)? } else { Error::new(Kind::NotFinite, OVERFLOWS) });
             }
-            let drawn = draw(&mut logits, &mut random);
-            for (((written, next), (token, probability)), opening) in
-                written.iter_mut().zip(&mut next).zip(drawn).zip(&opening)
-            {
-                *next = opening.get(written.tokens.len()).copied().unwrap_or(token);
-                written.tokens.push(*next);
-                written.probabilities.push(probability);
+            next = draw(&mut logits, &mut random);
+            for ((written, token), opening) in written.iter_mut().zip(&mut next).zip(&opening) {
+                if let Some(&given) = opening.get(written.len()) {
+                    *token = given;
+                }
+                written.push(*token);
             }
             if let Some(progress) = model.progress() {
                 progress.advance(draw_work(model, sequences));
             }
-            part(written[0].tokens.len());
+            part(written[0].len());
         }
         Ok(written)
     }
@@ -182,26 +171,34 @@ pub(crate) fn together(model: &Model<'_>, beginnings: &Beginnings, memory: Optio
     memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
 }
 
-/// Work of writing so many sequences of that length whose text shows the adapter, so many at a time: where it hardly shows by itself, which is the longest.
-pub(crate) fn showing_work(
-    model: &Model<'_>,
-    precision: Precision,
-    (own, length): (usize, usize),
-    together: usize,
-) -> u64 {
-    writing_work(model, precision, (own, length), together)
-        + strength::work(model, precision, own, length)
-        + again_work(model, precision, (own.min(together), length), together)
+/// Sequences, of so many, that say how much an adapter shows as it is.
+fn looked_at(own: usize) -> usize {
+    LOOKED_AT.min(own.div_ceil(4))
 }
 
-/// Work of what is done again of so many sequences that do not show the adapter: all but those that were looked at are written, and others are looked at.
-fn again_work(model: &Model<'_>, precision: Precision, (first, length): (usize, usize), together: usize) -> u64 {
-    let again = first.saturating_sub(LOOKED_AT);
-    writing_work(model, precision, (again, length), together) + strength::work(model, precision, again, length)
+/// Work of writing so many sequences whose text shows the adapter: where it hardly shows by itself, which is the longest.
+pub(crate) fn showing_work(writing: &Writing<'_, '_, '_>, own: usize) -> u64 {
+    let Writing { model, length, together, .. } = *writing;
+    writing_work(model, PRECISION, (own, length), together)
+        + strength::work(model, looked_at(own), length)
+        + again_work(writing, own, own.min(together))
+}
+
+/// Work of what is done again where `first` sequences of `own` do not show the adapter: all but those that were looked at are written, and others are looked at.
+fn again_work(writing: &Writing<'_, '_, '_>, own: usize, first: usize) -> u64 {
+    let Writing { model, length, together, .. } = *writing;
+    let again = first.saturating_sub(looked_at(own));
+    let second = if own <= FEW_SEQUENCES { 0 } else { LOOKED_AT };
+    writing_work(model, PRECISION, (again, length), together) + strength::work(model, second, length)
 }
 
 /// Work of writing some sequences of that length, so many at a time.
-fn writing_work(model: &Model<'_>, precision: Precision, (sequences, length): (usize, usize), together: usize) -> u64 {
+pub(crate) fn writing_work(
+    model: &Model<'_>,
+    precision: Precision,
+    (sequences, length): (usize, usize),
+    together: usize,
+) -> u64 {
     let step = |count: usize, number: usize| {
         model.pass_work(precision, count, number) + model.logits_work(precision, count) + draw_work(model, count)
     };

@@ -13,7 +13,7 @@ use qmerge::progress::Progress;
 use qmerge::report::{Behaviour, Verdict};
 use serde::Serialize;
 
-pub(crate) use score::{COLUMNS, losses, score_all};
+pub(crate) use score::{COLUMNS, divergence, score_all};
 use score::{Sums, score_work};
 
 use crate::generate::{self, Sampling, generate};

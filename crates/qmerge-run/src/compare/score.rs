@@ -109,12 +109,10 @@ fn score(
     Ok(())
 }
 
-/// What a model loses at each of these tokens, from the logits (vocab, tokens) that predict them; `logits` holds those of one model.
-pub(crate) fn losses<'l>(logits: &'l [Vec<f32>], next: &'l [u32]) -> impl Iterator<Item = f64> + 'l {
-    let groups = (0..next.len()).step_by(GROUP).map(|start| start..next.len().min(start + GROUP));
-    groups
-        .flat_map(|group| score_group(logits, next.len(), group.clone(), &next[group], 0))
-        .map(|scores| scores[0].loss)
+/// Sum over some columns of the KL between the first model's logits (vocab, count) and the second's.
+pub(crate) fn divergence(logits: &[Vec<f32>; 2], count: usize) -> f64 {
+    let groups = (0..count).step_by(GROUP).map(|start| start..count.min(start + GROUP));
+    groups.flat_map(|group| score_group(logits, count, group, &[0; GROUP], 0)).map(|scores| scores[1].kl).sum()
 }
 
 /// Columns that are scored together: a cache line of each row.

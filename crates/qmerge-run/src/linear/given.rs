@@ -15,12 +15,12 @@ pub enum Precision {
     Bf16,
 }
 
-/// How a model is run.
+/// How a pass goes through a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Manner {
     /// How exact.
     pub precision: Precision,
-    /// How strong adapters beside linear layers are: 1 as they are, 0 not at all.
+    /// How strong the edits of layers' linear layers are: 1 as they are, 0 not at all. Whole weights, norms, embeddings and the head stay as an adapter has them.
     pub strength: f32,
 }
 

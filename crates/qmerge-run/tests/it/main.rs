@@ -4,4 +4,5 @@ mod hostile;
 mod logits;
 mod mixtures;
 mod peft_methods;
+mod strength;
 mod watched;

@@ -58,16 +58,15 @@ impl Held {
 
     /// Text that a model has written.
     pub(crate) fn written(sequences: Vec<Vec<u32>>, beginnings: &Beginnings, seed: u64) -> Self {
-        let from = judged_from(&sequences, beginnings);
+        let from = judged_from(sequences.iter().map(Vec::len).min().unwrap_or(0), beginnings);
         Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
 }
 
-/// Tokens at the beginning of what a model has written whose continuation says little.
-pub(crate) fn judged_from(sequences: &[Vec<u32>], beginnings: &Beginnings) -> usize {
+/// Tokens at the beginning of sequences of that length, which a model has written, whose continuation says little.
+pub(crate) fn judged_from(length: usize, beginnings: &Beginnings) -> usize {
     let given = beginnings.chat.len();
-    let written = sequences.iter().map(|sequence| sequence.len().saturating_sub(given)).min().unwrap_or(0);
-    given + BEGINNING.min(written / 4)
+    given + BEGINNING.min(length.saturating_sub(given) / 4)
 }
 
 /// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.

@@ -151,6 +151,12 @@ fn all_work_that_is_told_of_is_done() {
         let seen = told.phases.into_inner().unwrap();
         assert!(phases.iter().all(|phase| seen.iter().any(|seen| seen == phase)), "{command:?}: {seen:?}");
     }
+    // An adapter that hardly shows takes text to be written again.
+    let told = Told::default();
+    let weak = format!("{adapter}=0.5");
+    call(words(&["calibrate", "--base", &base, "--adapter", &weak, "-o", &moments, "--force"]), &told).unwrap();
+    assert_eq!(told.done.into_inner(), told.total.into_inner());
+    assert!(told.phases.into_inner().unwrap().iter().any(|phase| phase == "writing text that shows the adapter"));
     // What an earlier run did is no work of the one that goes on with it.
     let merge = ["merge", "-o", &out, "--force", "--calibrate", &text, "--threads", "1"];
     let whole = Told::default();

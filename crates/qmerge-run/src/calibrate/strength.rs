@@ -4,6 +4,8 @@
 //! Moments of such text say little of the inputs for which the adapter is there. So the adapter is made stronger while the model writes, until it shows as much as adapters do that
 //! were trained for longer; too strong, it makes no text any more. The moments are taken with the adapter as it is.
 
+use std::ops::Range;
+
 use qmerge::error::Result;
 
 use super::PRECISION;
@@ -11,7 +13,6 @@ use super::written::Writing;
 use crate::behaviour::judged_from;
 use crate::compare::divergence;
 use crate::linear::{Input, Manner, Watch};
-use crate::model::Model;
 
 /// Sequences that say how much an adapter shows at some strength.
 pub(super) const LOOKED_AT: usize = 8;
@@ -23,36 +24,39 @@ const MOST: f64 = 8.0;
 const UNSEEN: f64 = 2.0;
 /// An adapter that does less does nothing.
 const NOTHING: f64 = 1e-6;
-/// Most columns of logits at a time.
-const COLUMNS: usize = 16;
 
 /// By how many nats per token an adapter shows in these sequences, which the model wrote with the adapter so strong: KL between the model with it and without, in layers' linear layers.
 pub(super) fn nats(writing: &Writing<'_, '_, '_>, sequences: &[Vec<u32>], strength: f64) -> Result<f64> {
     let model = writing.model;
     if model.linears().all(|linear| !linear.weight().is_edited()) {
+        model.progress().iter().for_each(|progress| progress.skip(work(writing, sequences.len())));
         return Ok(0.0);
     }
-    let from = judged_from(sequences, writing.beginnings);
-    // No more logits than while they were written.
-    let columns = (writing.together / 2).clamp(1, COLUMNS);
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     // One that does nothing is to come to 0, so both are run alike.
     let pass = |strength| model.hidden(&sequences, &mut Quiet(Manner { precision: PRECISION, strength }));
     let hidden = [pass(strength as f32)?, pass(0.0)?];
+    let from = judged_from(writing.length, writing.beginnings);
+    let all = sequences.len() * writing.length;
+    let judged: Vec<usize> = (0..all).filter(|column| column % writing.length >= from).collect();
+    let hidden = hidden.map(|hidden| -> Vec<f32> {
+        hidden.chunks_exact(all).flat_map(|row| judged.iter().map(|&column| row[column])).collect()
+    });
     let mut logits = [Vec::new(), Vec::new()];
-    let (mut sum, mut tokens, mut begin) = (0.0, 0, 0);
-    for sequence in &sequences {
-        for start in (from..sequence.len()).step_by(columns) {
-            let columns = begin + start..begin + sequence.len().min(start + columns);
-            for (hidden, logits) in hidden.iter().zip(&mut logits) {
-                model.logits_at(PRECISION, hidden, columns.clone(), logits)?;
-            }
-            sum += divergence(&logits, columns.len());
-            tokens += columns.len();
+    let mut sum = 0.0;
+    for columns in chunks(writing, judged.len()) {
+        for (hidden, logits) in hidden.iter().zip(&mut logits) {
+            model.logits_at(PRECISION, hidden, columns.clone(), logits)?;
         }
-        begin += sequence.len();
+        sum += divergence(&logits, columns.len());
     }
-    Ok(sum / tokens.max(1) as f64)
+    Ok(sum / judged.len().max(1) as f64)
+}
+
+/// Columns of logits at a time: no more than while the text was written.
+fn chunks(writing: &Writing<'_, '_, '_>, judged: usize) -> impl Iterator<Item = Range<usize>> {
+    let columns = (writing.together / 2).max(1);
+    (0..judged).step_by(columns).map(move |start| start..judged.min(start + columns))
 }
 
 /// The strength to look at next, where an adapter as it is shows by so many nats: 1 where that is enough, and where it does nothing.
@@ -76,10 +80,12 @@ fn halves(strength: f64) -> f64 {
     if strength < LEAST { 1.0 } else { strength }
 }
 
-/// Work of looking at sequences of that length at one strength.
-pub(super) fn work(model: &Model<'_>, sequences: usize, length: usize) -> u64 {
-    let tokens = sequences * length;
-    2 * (model.pass_work(PRECISION, tokens, length.div_ceil(2)) + model.logits_work(PRECISION, tokens))
+/// Work of looking at so many sequences at one strength.
+pub(super) fn work(writing: &Writing<'_, '_, '_>, sequences: usize) -> u64 {
+    let Writing { model, beginnings, length, .. } = *writing;
+    let judged = sequences * length.saturating_sub(judged_from(length, beginnings));
+    let logits: u64 = chunks(writing, judged).map(|columns| model.logits_work(PRECISION, columns.len())).sum();
+    2 * (model.pass_work(PRECISION, sequences * length, length.div_ceil(2)) + logits)
 }
 
 /// A pass that nobody watches, in some manner.

@@ -180,16 +180,17 @@ fn looked_at(own: usize) -> usize {
 pub(crate) fn showing_work(writing: &Writing<'_, '_, '_>, own: usize) -> u64 {
     let Writing { model, length, together, .. } = *writing;
     writing_work(model, PRECISION, (own, length), together)
-        + strength::work(model, looked_at(own), length)
+        + strength::work(writing, looked_at(own))
         + again_work(writing, own, own.min(together))
 }
 
-/// Work of what is done again where `first` sequences of `own` do not show the adapter: all but those that were looked at are written, and others are looked at.
+/// Work of what is done besides where `first` sequences of `own` do not show the adapter: all but those that were looked at are written by a stronger one, and some of these are looked at.
 fn again_work(writing: &Writing<'_, '_, '_>, own: usize, first: usize) -> u64 {
     let Writing { model, length, together, .. } = *writing;
-    let again = first.saturating_sub(looked_at(own));
-    let second = if own <= FEW_SEQUENCES { 0 } else { LOOKED_AT };
-    writing_work(model, PRECISION, (again, length), together) + strength::work(model, second, length)
+    let write = |sequences| writing_work(model, PRECISION, (sequences, length), together);
+    let rest = own - looked_at(own);
+    let (second, looks) = if own <= FEW_SEQUENCES { (rest, 0) } else { (rest.min(LOOKED_AT), LOOKED_AT) };
+    (write(second) + write(rest - second) + strength::work(writing, looks)).saturating_sub(write(own - first))
 }
 
 /// Work of writing some sequences of that length, so many at a time.

@@ -36,9 +36,10 @@ pub(super) fn nats(writing: &Writing<'_, '_, '_>, sequences: &[Vec<u32>], streng
     // One that does nothing is to come to 0, so both are run alike.
     let pass = |strength| model.hidden(&sequences, &mut Quiet(Manner { precision: PRECISION, strength }));
     let hidden = [pass(strength as f32)?, pass(0.0)?];
-    let from = judged_from(writing.length, writing.beginnings);
-    let all = sequences.len() * writing.length;
-    let judged: Vec<usize> = (0..all).filter(|column| column % writing.length >= from).collect();
+    // A model of no positions at all has one token in each.
+    let length = writing.length.max(1);
+    let (from, all) = (judged_from(length, writing.beginnings), sequences.len() * length);
+    let judged: Vec<usize> = (0..all).filter(|column| column % length >= from).collect();
     let hidden = hidden.map(|hidden| -> Vec<f32> {
         hidden.chunks_exact(all).flat_map(|row| judged.iter().map(|&column| row[column])).collect()
     });

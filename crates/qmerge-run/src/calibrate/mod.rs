@@ -24,9 +24,8 @@ use crate::text::Beginnings;
 use crate::work;
 use collect::Collector;
 use overflow::blame;
-use written::Written;
-use written::writing_work;
 pub(crate) use written::{Writing, showing_work, together};
+use written::{Written, writing_work};
 
 /// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
 pub(crate) const PRECISION: Precision = Precision::Bf16;

@@ -94,9 +94,8 @@ impl Writing<'_, '_, '_> {
     /// What follows `own_text`, in which an adapter shows by so many nats as it is: some at a second strength, and all others at one that both say. The result is the strongest.
     fn write_stronger(&self, own_text: &mut Vec<Vec<u32>>, (nats, second): (f64, f64), own: usize) -> Result<f64> {
         let start = own_text.len();
-        let end = own.min(start + LOOKED_AT);
         // Of few all others are written at once.
-        let end = if own <= FEW_SEQUENCES { own } else { end };
+        let end = if own <= FEW_SEQUENCES { own } else { own.min(start + LOOKED_AT) };
         let (mut written, second) = self.write_so_strong(start..end, second, start..own)?;
         if end == own || second == 1.0 {
             own_text.append(&mut written);

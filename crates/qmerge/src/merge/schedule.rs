@@ -165,7 +165,9 @@ pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     // Of another order than the base's it is read matrix by matrix.
     let original = recode.original.iter().map(|claim| claim.weight.geometry().row_step);
     let step = edits.chain(original).fold(step, common_step).min(from.rows.max(1));
-    let wanted = elements / from.cols.max(1);
+    // Rows that are rounded in the time of one come together; in chunks that memory has made smaller, fewer do.
+    let together = (recode.streamed().rows_together() * elements / CHUNK_ELEMENTS).max(1);
+    let wanted = (elements / from.cols.max(1)).max(1).next_multiple_of(together);
     // The low-rank product takes four rows at a time.
     let step = if step == 1 && wanted >= 4 { 4 } else { step };
     (wanted / step * step).max(step)

@@ -19,6 +19,7 @@ use crate::plan::{Action, Inputs, ORIGINAL, Plan, Recode, Source, Step};
 use crate::round::{Directions, Position, seed_of};
 use crate::simd::differences::{Differences, all_finite, differences, first_nonfinite};
 use crate::simd::floats::round_to;
+use crate::simd::vectors::copy;
 use crate::write::{Finished, Output};
 
 /// A worker's memory, reused from chunk to chunk.
@@ -311,8 +312,8 @@ impl<'a> Steps<'a> {
         let rounding = recode.streamed();
         let moves = (recode.keeps_scales || weight.is_plain()) && rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves || original.is_some() {
-            output.clear();
-            output.extend_from_slice(values);
+            output.resize(values.len(), 0.0);
+            copy(values, output);
             if let Some(reader) = original {
                 reader.rows(rows, own)?;
                 if let Some(at) = first_nonfinite(own) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype as StDtype, TensorView};
 
 use super::RunOptions;
+use super::schedule::{CHUNK_ELEMENTS, rows_per_chunk};
 use crate::adapters::Adapter;
 use crate::edited::Edited;
 use crate::error::Result;
@@ -103,6 +104,43 @@ impl Calibration for Made {
         }
         Ok(())
     }
+}
+
+/// A weight of many inputs comes in chunks of as many rows as are rounded in the time of one, and in smaller ones where memory is short.
+#[test]
+fn rows_that_are_rounded_together_come_together() {
+    let folder = std::env::temp_dir().join(format!("qmerge-wide-{}", std::process::id()));
+    let (rows, cols, rank) = (80, 3000, 2);
+    let write = |at: &str, tensors: &[(&str, [usize; 2])]| {
+        let path = folder.join(at);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let bytes = vec![0; 4 * rows.max(rank) * cols];
+        let views = tensors.iter().map(|(name, shape)| {
+            let view = TensorView::new(StDtype::F32, shape.to_vec(), &bytes[..4 * shape[0] * shape[1]]);
+            (*name, view.unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+    };
+    let module = "model.layers.0.mlp.down_proj";
+    let [weight, a, b] = ["", "base_model.model.", "base_model.model."].map(|before| format!("{before}{module}"));
+    let (weight, a, b) = (weight + ".weight", a + ".lora_A.weight", b + ".lora_B.weight");
+    write("base/model.safetensors", &[(&weight, [rows, cols])]);
+    write("adapter/adapter_model.safetensors", &[(&a, [rank, cols]), (&b, [rows, rank])]);
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["down_proj"]}"#;
+    std::fs::write(folder.join("adapter/adapter_config.json"), config).unwrap();
+    let adapter = Adapter::open(&folder.join("adapter"), 1.0).unwrap();
+    let base = Checkpoint::open(&folder.join("base/model.safetensors")).unwrap();
+    let inputs = Inputs::new(base, vec![adapter]).unwrap();
+    for (method, elements, wanted) in
+        [("feedback", CHUNK_ELEMENTS, 32), ("feedback", CHUNK_ELEMENTS / 8, 4), ("nearest", CHUNK_ELEMENTS, 8)]
+    {
+        let (rounding, to) =
+            (Method::Named(round::by_id(method).unwrap()), Some(crate::formats::by_id("bf16").unwrap()));
+        let plan = Plan::new(&inputs, &Options { rounding, to, ..Options::default() }).unwrap();
+        let chunks: Vec<usize> = plan.recodes().map(|recode| rows_per_chunk(recode, elements)).collect();
+        assert_eq!(chunks, [wanted], "{method} {elements}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// What is told of a damaged value is where it is stored, whatever the order that it was rounded in.

@@ -51,4 +51,8 @@ impl Rounding for Feedback {
     fn goes_by_directions(&self) -> bool {
         true
     }
+
+    fn rows_together(&self) -> usize {
+        LANES
+    }
 }

@@ -135,6 +135,11 @@ pub trait Rounding: Sync {
         false
     }
 
+    /// Rows that it takes in the time of one, where they come together.
+    fn rows_together(&self) -> usize {
+        1
+    }
+
     /// True if it rounds the sum of the delta and the weight that the base was quantized from, in place of the base.
     fn needs_original(&self) -> bool {
         false

@@ -16,6 +16,11 @@ pub(crate) const LANES: usize = SIDE_BY_SIDE * lanes::LANES;
 /// A value of each row.
 type Column = [[f32; lanes::LANES]; SIDE_BY_SIDE];
 
+/// What is left of each row along a direction. Read and written at every step, so that no register's worth may lie in two lines of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Left(Column);
+
 /// The two values that each may take.
 #[derive(Clone, Copy)]
 pub(crate) enum Around<'a> {
@@ -191,7 +196,7 @@ fn body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32, mut around: impl 
     debug_assert!(rows <= LANES, "{rows} rows");
     let zero = V::all(0.0);
     // eᵀV, (rank, rows).
-    let mut left: Vec<Column> = vec![[[0.0; lanes::LANES]; SIDE_BY_SIDE]; rank];
+    let mut left = vec![Left([[0.0; lanes::LANES]; SIDE_BY_SIDE]); rank];
     let nothing = vec![0.0; rank];
     // Of the step before.
     let (mut before, mut errors): ([&[f32]; STEP], _) = ([&nothing; STEP], [[zero; STEP]; SIDE_BY_SIDE]);
@@ -297,7 +302,7 @@ fn block(values: &[f32]) -> &[f32; TILE] {
 /// Adds the errors of a step's columns times their directions, `before`, to what is left, and returns what is left along each column of the next one.
 #[inline(always)]
 fn moved_along<V: Lanes>(
-    left: &mut [Column],
+    left: &mut [Left],
     register: usize,
     errors: &[V; STEP],
     before: [&[f32]; STEP],
@@ -307,11 +312,11 @@ fn moved_along<V: Lanes>(
     let (before, own) = (before.map(|row| &row[..rank]), own.map(|row| &row[..rank]));
     let mut along = [V::all(0.0); STEP];
     for k in 0..rank {
-        let mut now = V::of(left[k][register]);
+        let mut now = V::of(left[k].0[register]);
         for c in 0..STEP {
             now = errors[c].mul_add(V::all(before[c][k]), now);
         }
-        left[k][register] = now.array();
+        left[k].0[register] = now.array();
         for c in 0..STEP {
             along[c] = now.mul_add(V::all(own[c][k]), along[c]);
         }

@@ -61,7 +61,7 @@ fn gather_body(pairs: &[(u32, f32)], x: &[f32], sums: &mut [f32; PANEL]) {
     *sums = own;
 }
 
-/// `out = x`, in pieces for which no C library takes a string instruction: on some processors that one is several times slower than the second-level cache.
+/// `out = x`, in pieces that glibc copies by vectors: of longer ones it makes a string instruction, which on some processors (Zen 3) is several times slower than the second-level cache.
 pub(crate) fn copy(x: &[f32], out: &mut [f32]) {
     const PIECE: usize = 256;
     out.chunks_mut(PIECE).zip(x.chunks(PIECE)).for_each(|(out, x)| out.copy_from_slice(x));

@@ -194,6 +194,8 @@ fn body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32, mut around: impl 
     let (cols, rank) = (band.cols(), band.rank());
     let rows = values.len() / cols.max(1);
     debug_assert!(rows <= LANES, "{rows} rows");
+    // Of fewer rows, as where memory is short, some registers hold none.
+    let registers = || (0..SIDE_BY_SIDE).take_while(|register| register * lanes::LANES < rows);
     let zero = V::all(0.0);
     // eᵀV, (rank, rows).
     let mut left = vec![Left([[0.0; lanes::LANES]; SIDE_BY_SIDE]); rank];
@@ -213,14 +215,14 @@ fn body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32, mut around: impl 
                 if c < width { band.of_input(start + c) } else { &nothing[..] }
             });
             let mut along = [[zero; STEP]; SIDE_BY_SIDE];
-            for register in 0..SIDE_BY_SIDE {
+            for register in registers() {
                 along[register] = moved_along(&mut left, register, &errors[register], before, own);
             }
             errors = [[zero; STEP]; SIDE_BY_SIDE];
             for c in 0..STEP.min(width - first) {
                 let products = &band.products[start + first + c];
                 let weight = V::all(products[c] + ridge);
-                for register in 0..SIDE_BY_SIDE {
+                for register in registers() {
                     let mut along = along[register][c];
                     // Of what the step's own columns have left.
                     for before in 0..c {

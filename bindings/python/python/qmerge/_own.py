@@ -80,7 +80,7 @@ class OwnText:
     @property
     def with_adapter(self) -> str:
         """In words that follow a seed."""
-        return "" if self.strength == 1.0 else f", with the adapter up to {self.strength:g} times as strong, so that it shows"
+        return "" if self.strength == 1.0 else f", with the adapter up to {self.strength:g} times as strong, so that it shows more"
 
     def _write(self, count: int, strength: float) -> Optional[list[list[int]]]:
         """None where a stronger adapter overflows."""

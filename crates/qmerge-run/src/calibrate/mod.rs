@@ -181,7 +181,7 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let with = if strength == 1.0 {
             String::new()
         } else {
-            format!(", with the adapter up to {strength} times as strong, so that it shows")
+            format!(", with the adapter up to {strength} times as strong, so that it shows more")
         };
         let about = format!("{tokens} tokens that the model wrote (seed {seed}{with})");
         let held = hold.then(|| Held::written(held, beginnings, seed));

@@ -279,7 +279,8 @@ fn an_adapter_that_hardly_shows_is_stronger_while_the_model_writes() {
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_str(&stdout(&output)).unwrap()
     };
-    let text = "tokens that the model wrote (seed 0, with the adapter up to 2.5 times as strong, so that it shows more)";
+    let text =
+        "tokens that the model wrote (seed 0, with the adapter up to 2.5 times as strong, so that it shows more)";
     let found = merge("measured", &[]);
     assert_eq!(found["rounding"]["calibration"], format!("3072 {text}"));
     assert_eq!(found["behaviour"]["text"], "that the model wrote, not calibrated on (seed 0)");

@@ -376,7 +376,7 @@ mod tests {
         let (cols, rank) = (300, 5);
         let (basis, rank) = crate::linalg::span(&random(cols * rank, 1), cols, rank, 1e-6);
         let band = Band::new(basis.clone(), rank);
-        for rows in [1, 7, 32] {
+        for rows in [1, 7, 16, 17, 32] {
             let target = random(rows * cols, 2);
             for dtype in [Dtype::BF16, Dtype::F16] {
                 let results = at_every_level(|| {
